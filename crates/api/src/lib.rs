@@ -1,0 +1,1 @@
+//! The questions that every surface may ask, and their answers.

@@ -1,0 +1,2 @@
+//! The command warptrace.
+fn main() {}

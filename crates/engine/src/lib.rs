@@ -1,0 +1,1 @@
+//! Events in, units and findings out: time that adds up.

@@ -1,0 +1,1 @@
+//! Fault injectors that know the truth of what they injected.

@@ -1,0 +1,1 @@
+//! The words of warptrace: clocks, ids, events, units, findings.

@@ -1,0 +1,1 @@
+//! The library that times CUDA calls from inside a job.

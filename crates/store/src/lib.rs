@@ -1,0 +1,1 @@
+//! Sessions on disk: Arrow segments while written, Parquet when sealed.
