@@ -1,1 +1,28 @@
 //! The words of warptrace: clocks, ids, events, units, findings.
+//!
+//! Plain values that every other crate shares. No I/O, no clock, no encoding: `store` and `api` own their encodings of
+//! these types, and nothing here is serialisable. A *record* is a backend's bytes ([`warptrace_record`]); an *event* is
+//! the same once typed; a *finding* is what a person sees.
+
+mod event;
+mod finding;
+mod ids;
+mod stats;
+mod time;
+mod unit;
+
+pub use event::{
+    BlockIo, Call, CallFlags, Event, FilePath, FileType, GpuSample, IoKind, Loss, LossReason,
+    OffCpu, ProcessEvent, ProcessInfo, Reclaim, Retransmit, Slice, Stretch, SystemSample,
+    ThreadName, Wake, Waker,
+};
+pub use finding::{
+    Blame, Cause, Evidence, Finding, FindingId, FindingKind, Gap, GapCode, Place, Severity,
+    UnitSpan,
+};
+pub use ids::{Cpu, Device, Incarnation, Pid, Stream, Thread, Tid};
+pub use stats::{Histogram, OpCount, OpKey};
+pub use time::{BootNanos, ClockAnchor, UnixNanos, Window};
+pub use unit::{Category, Parts, Profile, StreamScope, Unit, UnitKey, UnitKind};
+
+pub use warptrace_record as record;
