@@ -3,6 +3,8 @@
 //! A source starts, gives batches, stops, and says what it lost. It knows nothing of units or findings. `unsafe` is
 //! allowed here, in the modules that speak to the kernel and to shared memory.
 
+pub mod pollers;
+
 use warptrace_model::{FilePath, Gap, Loss, OpCount, ProcessInfo, ThreadName};
 use warptrace_record::Record;
 
