@@ -137,6 +137,8 @@ pub mod process {
     pub const OOM_KILL: u16 = 4;
     /// `pid`: a process of which we saw a call for the first time.
     pub const SEEN: u16 = 5;
+    /// `pid`, `tid`: a thread whose name is new; `arg0`, `arg1`: the 16 bytes of its name, padded with zeros.
+    pub const NAME: u16 = 6;
 }
 
 /// One observation, as both backends write it.
@@ -250,6 +252,29 @@ impl Record {
         })
     }
 
+    /// [`Record::encode`] as little-endian words.
+    #[inline]
+    pub const fn to_words(&self) -> [u64; RECORD_BYTES / 8] {
+        const fn pair(low: u32, high: u32) -> u64 {
+            low as u64 | (high as u64) << 32
+        }
+        [
+            self.kind as u64
+                | (self.source as u64) << 8
+                | (self.op as u64) << 16
+                | (self.flags as u64) << 32
+                | (self.device as u64) << 48,
+            self.ts,
+            self.dur,
+            pair(self.pid, self.tid),
+            pair(self.ret as u32, self.stack_id),
+            pair(self.seq, self.cpu),
+            self.arg0,
+            self.arg1,
+            self.stream,
+        ]
+    }
+
     /// The bytes that [`Record::decode`] reads back.
     pub fn encode(&self) -> [u8; RECORD_BYTES] {
         let mut b = [0; RECORD_BYTES];
@@ -305,6 +330,9 @@ mod tests {
             stream: 0x4746_4544_4342_4140,
         };
         assert_eq!(Record::decode(&r.encode()), Ok(r));
+        for (word, bytes) in r.to_words().iter().zip(r.encode().chunks_exact(8)) {
+            assert_eq!(word.to_le_bytes(), *bytes);
+        }
         assert_eq!(r.encode()[16], 0x10, "dur is at offset 16");
         assert_eq!(r.encode()[64], 0x40, "stream is at offset 64");
     }
