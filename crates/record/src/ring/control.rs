@@ -73,14 +73,14 @@ pub struct Control {
 const _: () = assert!(size_of::<Control>() <= BYTES);
 const _: () = assert!(offset_of!(Control, serial) == 128);
 
-/// The largest capacity, a power of two not above `wanted`, whose ring takes at most an eighth of the `left` bytes; `None` when not even
+/// The largest capacity, a power of two not above `wanted`, whose ring takes at most a 64th of the `left` bytes; `None` when not even
 /// the smallest ring does. So early threads get what was asked for, and many threads share the rest instead of filling the file system.
 pub fn affordable(wanted: super::Layout, left: u64) -> Option<super::Layout> {
     let mut capacity = wanted.capacity();
     let mut op_slots = wanted.op_slots();
     loop {
         let layout = super::Layout::new(capacity, op_slots)?;
-        if layout.bytes() as u64 <= left / 8 {
+        if layout.bytes() as u64 <= left / 64 {
             return Some(layout);
         }
         capacity /= 2;
