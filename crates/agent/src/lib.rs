@@ -1,1 +1,16 @@
-//! The running pipeline: sources, engine, store.
+//! The running pipeline: sources → engine → store. It wires, and decides nothing.
+//!
+//! ```text
+//!  capture thread ─────┐ bounded          ┌─► engine ─► units, findings ─┐
+//!  (polls each source) ├────────► pipeline┤                             ├─► store
+//!  sampler thread ─────┘ channel   thread └─► events ───────────────────┘
+//! ```
+//!
+//! The kernel's rings are the buffers; the channel between the threads is short. When it is full, records are dropped
+//! and counted, while exact counts, names and processes are kept for the next batch: the capture thread never waits for
+//! the disk. Closing it in order (sources, channel, engine, store) loses nothing that a source had.
+
+mod live;
+mod pipeline;
+
+pub use pipeline::{AgentError, Config, Finished, Recording};

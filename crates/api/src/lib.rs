@@ -1,1 +1,18 @@
-//! The questions that every surface may ask, and their answers.
+//! The questions that any surface may ask, and their answers.
+//!
+//! Every answer type derives `Serialize`: these are our JSON, documented in `docs/json.md`. Surfaces (command line,
+//! terminal, dashboard, MCP) turn a request into one of these questions and draw the answer; none computes anything.
+//! The words of a finding (title, summary, advice) are made here, from its data, so that every surface says the same.
+
+mod answer;
+mod explain;
+mod live;
+mod words;
+
+pub use answer::{
+    Blame, Drop, Evidence, Explain, Finding, Gap, Key, Op, Part, Place, Profile, SCHEMA, Subject,
+    Units, WindowUnix,
+};
+pub use explain::{ExplainError, ExplainQuestion, explain};
+pub use live::{HostContext, Live, LiveOp};
+pub use words::{category_words, cause_words, duration_text};

@@ -3,6 +3,7 @@
 //! A source starts, gives batches, stops, and says what it lost. It knows nothing of units or findings. `unsafe` is
 //! allowed here, in the modules that speak to the kernel and to shared memory.
 
+pub mod clock;
 pub mod pollers;
 
 use warptrace_model::{FilePath, Gap, Loss, OpCount, ProcessInfo, ThreadName};
@@ -27,6 +28,18 @@ pub struct Batch {
 }
 
 impl Batch {
+    pub fn is_empty(&self) -> bool {
+        let Batch { records, counts, names, processes, paths, losses, gaps, stacks } = self;
+        records.is_empty()
+            && counts.is_empty()
+            && names.is_empty()
+            && processes.is_empty()
+            && paths.is_empty()
+            && losses.is_empty()
+            && gaps.is_empty()
+            && stacks.is_empty()
+    }
+
     pub fn clear(&mut self) {
         let Batch {
             records,

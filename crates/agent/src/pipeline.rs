@@ -1,0 +1,408 @@
+//! Threads and channels of one recording.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use tracing::warn;
+use warptrace_api::Live;
+use warptrace_capture::pollers::{GpuPoller, SystemPoller};
+use warptrace_capture::{Batch, Source, clock};
+use warptrace_engine::{Engine, Rules};
+use warptrace_model::{BootNanos, Event, Gap, Loss, LossReason};
+use warptrace_store::SessionWriter;
+
+use crate::live::LiveState;
+
+/// How often the capture thread asks its sources. The rings hold seconds of the usual load.
+const POLL_EVERY: Duration = Duration::from_millis(10);
+/// Batches between the capture thread and the pipeline: two thirds of a second at [`POLL_EVERY`].
+const QUEUE_BATCHES: usize = 64;
+/// The pipeline's longest sleep, so that units are judged and flushed though nothing happens.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the clocks are compared again (NTP moves one of them).
+const ANCHOR_EVERY_NANOS: u64 = 60_000_000_000;
+
+/// What to record, and how.
+pub struct Config {
+    pub rules: Rules,
+    /// Shown in the live view ("python train.py (pid 4711)").
+    pub target: String,
+    /// Between two samples of the machine and the devices.
+    pub sample_every: Duration,
+    /// The device poller, when there is one.
+    pub gpu: Option<GpuPoller>,
+    /// Receives every event as it is stored; batches that it has no room for are left out, and counted.
+    pub tap: Option<SyncSender<Vec<Event>>>,
+    /// Facts known before the recording began (no NVML, a probe that could not be attached).
+    pub gaps: Vec<Gap>,
+}
+
+/// Why a recording did not end well. What was stored is there.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("a thread of the recorder panicked: {0}")]
+    Panicked(&'static str),
+    #[error("the session could not be sealed; it can be read up to its last flush")]
+    Seal(#[source] warptrace_store::StoreError),
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// A finished recording.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// Records taken in.
+    pub records: u64,
+    pub live: Live,
+}
+
+/// A running recording.
+pub struct Recording {
+    stop: Arc<AtomicBool>,
+    live: Arc<Mutex<Live>>,
+    records: Arc<AtomicU64>,
+    capture: JoinHandle<()>,
+    sampler: JoinHandle<()>,
+    pipeline: JoinHandle<Result<(), warptrace_store::StoreError>>,
+}
+
+enum Message {
+    Batch(&'static str, Box<Batch>),
+    Sampled(Vec<Event>),
+}
+
+impl Recording {
+    /// Starts the threads. The sources are attached already; `writer` is an empty session.
+    ///
+    /// # Errors
+    /// [`AgentError::Thread`] when the machine gives no more threads.
+    pub fn start(
+        config: Config,
+        sources: Vec<Box<dyn Source>>,
+        writer: SessionWriter,
+    ) -> Result<Recording, AgentError> {
+        let Config {
+            rules,
+            target,
+            sample_every,
+            gpu,
+            tap,
+            gaps,
+        } = config;
+        let stop = Arc::new(AtomicBool::new(false));
+        let live = Arc::new(Mutex::new(Live::default()));
+        let records = Arc::new(AtomicU64::new(0));
+        let (sender, receiver) = sync_channel(QUEUE_BATCHES);
+
+        let state = LiveState::new(
+            target,
+            writer.id().to_owned(),
+            sources.iter().map(|s| s.name()).collect(),
+        );
+        let pipeline = Pipeline {
+            engine: Engine::new(rules),
+            writer,
+            tap,
+            state,
+            live: Arc::clone(&live),
+            records: Arc::clone(&records),
+            scratch: Vec::new(),
+            malformed: 0,
+            anchored: clock::boot_now(),
+            published: BootNanos(0),
+        };
+        let thread = |name: &str| Builder::new().name(name.to_owned());
+        let pipeline = thread("wt-pipeline")
+            .spawn(move || pipeline.run(receiver, gaps))
+            .map_err(AgentError::Thread)?;
+        let capture = {
+            let (stop, sender) = (Arc::clone(&stop), sender.clone());
+            thread("wt-capture")
+                .spawn(move || capture(sources, &stop, &sender))
+                .map_err(AgentError::Thread)?
+        };
+        let sampler = {
+            let stop = Arc::clone(&stop);
+            thread("wt-sampler")
+                .spawn(move || sample(gpu, sample_every, &stop, &sender))
+                .map_err(AgentError::Thread)?
+        };
+        Ok(Recording {
+            stop,
+            live,
+            records,
+            capture,
+            sampler,
+            pipeline,
+        })
+    }
+
+    /// The state of a moment ago.
+    pub fn live(&self) -> Live {
+        self.live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Whether a thread ended by itself: nothing more will be recorded.
+    pub fn ended(&self) -> bool {
+        self.pipeline.is_finished() || self.capture.is_finished()
+    }
+
+    /// Detaches the sources, takes in what they still had, judges it, and seals the session.
+    ///
+    /// # Errors
+    /// [`AgentError`]; what had been flushed can be read.
+    pub fn stop(self) -> Result<Finished, AgentError> {
+        self.stop.store(true, Ordering::Release);
+        self.capture.thread().unpark();
+        self.sampler.thread().unpark();
+        let capture = self
+            .capture
+            .join()
+            .map_err(|_| AgentError::Panicked("wt-capture"));
+        let sampler = self
+            .sampler
+            .join()
+            .map_err(|_| AgentError::Panicked("wt-sampler"));
+        let sealed = self
+            .pipeline
+            .join()
+            .map_err(|_| AgentError::Panicked("wt-pipeline"))?;
+        sealed.map_err(AgentError::Seal)?;
+        capture?;
+        sampler?;
+        let live = self
+            .live
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        Ok(Finished {
+            records: self.records.load(Ordering::Relaxed),
+            live,
+        })
+    }
+}
+
+/// The capture thread: polls every source until told to stop, then stops them and polls once more.
+fn capture(mut sources: Vec<Box<dyn Source>>, stop: &AtomicBool, sender: &SyncSender<Message>) {
+    let mut pending: Vec<Batch> = sources.iter().map(|_| Batch::default()).collect();
+    let mut failed = vec![false; sources.len()];
+    let mut stopping = false;
+    loop {
+        for ((source, batch), failed) in sources.iter_mut().zip(&mut pending).zip(&mut failed) {
+            if stopping {
+                // Calls that are still under way belong to the recording: they may be what it is about.
+                batch.records.extend(source.in_flight());
+                source.stop();
+            }
+            if !*failed && let Err(e) = source.poll(batch) {
+                warn!(source = source.name(), error = %e, "the source ended");
+                *failed = true;
+            }
+            if batch.is_empty() {
+                continue;
+            }
+            let full = std::mem::take(batch);
+            if stopping {
+                let _ = sender.send(Message::Batch(source.name(), Box::new(full)));
+            } else if let Err(TrySendError::Full(Message::Batch(_, mut back))) =
+                sender.try_send(Message::Batch(source.name(), Box::new(full)))
+            {
+                back.losses.push(Loss {
+                    source: "agent",
+                    reason: LossReason::QueueFull,
+                    count: back.records.len() as u64,
+                    window: None,
+                    pid: None,
+                });
+                back.records.clear();
+                *batch = *back;
+            }
+        }
+        if stopping {
+            return;
+        }
+        stopping = stop.load(Ordering::Acquire);
+        if !stopping {
+            std::thread::park_timeout(POLL_EVERY);
+        }
+    }
+}
+
+/// The sampler thread: the machine and the devices, once every `every`.
+fn sample(
+    mut gpu: Option<GpuPoller>,
+    every: Duration,
+    stop: &AtomicBool,
+    sender: &SyncSender<Message>,
+) {
+    let mut system = SystemPoller::default();
+    while !stop.load(Ordering::Acquire) {
+        let now = clock::boot_now();
+        let mut events = vec![Event::System(Box::new(system.sample(now)))];
+        if let Some(gpu) = &mut gpu {
+            events.extend(
+                gpu.sample(now)
+                    .into_iter()
+                    .map(|sample| Event::Gpu(Box::new(sample))),
+            );
+        }
+        // A sample that finds no room is not missed: the next one comes.
+        let _ = sender.try_send(Message::Sampled(events));
+        let next = now.plus(every.as_nanos() as u64);
+        while !stop.load(Ordering::Acquire) {
+            let left = next.since(clock::boot_now());
+            if left == 0 {
+                break;
+            }
+            std::thread::park_timeout(Duration::from_nanos(left));
+        }
+    }
+}
+
+struct Pipeline {
+    engine: Engine,
+    writer: SessionWriter,
+    tap: Option<SyncSender<Vec<Event>>>,
+    state: LiveState,
+    live: Arc<Mutex<Live>>,
+    records: Arc<AtomicU64>,
+    scratch: Vec<Event>,
+    malformed: u64,
+    anchored: BootNanos,
+    published: BootNanos,
+}
+
+impl Pipeline {
+    fn run(
+        mut self,
+        receiver: Receiver<Message>,
+        gaps: Vec<Gap>,
+    ) -> Result<(), warptrace_store::StoreError> {
+        self.writer.anchor(clock::anchor());
+        self.writer.gaps(&gaps);
+        self.state.gaps(&gaps);
+        loop {
+            match receiver.recv_timeout(TICK) {
+                Ok(message) => {
+                    self.take(message);
+                    // What has piled up is one piece of work.
+                    while let Ok(more) = receiver.try_recv() {
+                        self.take(more);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            let now = clock::boot_now();
+            self.engine.advance(now);
+            self.settle(now);
+            if now.since(self.anchored) >= ANCHOR_EVERY_NANOS {
+                self.anchored = now;
+                self.writer.anchor(clock::anchor());
+            }
+            self.writer.tick(now);
+            if now.since(self.published) >= 200_000_000 {
+                self.published = now;
+                self.publish(now);
+            }
+        }
+        let now = clock::boot_now();
+        self.engine.finish(now);
+        self.settle(now);
+        self.writer.anchor(clock::anchor());
+        self.publish(now);
+        self.writer.seal()
+    }
+
+    fn take(&mut self, message: Message) {
+        let mut events = std::mem::take(&mut self.scratch);
+        match message {
+            Message::Sampled(sampled) => events.extend(sampled),
+            Message::Batch(source, batch) => {
+                let Batch {
+                    records,
+                    counts,
+                    names,
+                    processes,
+                    paths,
+                    losses,
+                    gaps,
+                    stacks,
+                } = *batch;
+                self.records
+                    .fetch_add(records.len() as u64, Ordering::Relaxed);
+                events.extend(
+                    processes
+                        .into_iter()
+                        .map(|p| Event::ProcessInfo(Box::new(p))),
+                );
+                events.extend(names.into_iter().map(Event::ThreadName));
+                events.extend(paths.into_iter().map(|p| Event::FilePath(Box::new(p))));
+                events.extend(losses.into_iter().map(Event::Lost));
+                let before = events.len();
+                let given = records.len();
+                events.extend(records.iter().filter_map(Event::from_record));
+                let malformed = (given - (events.len() - before)) as u64;
+                if malformed > 0 {
+                    self.malformed += malformed;
+                    events.push(Event::Lost(Loss {
+                        source,
+                        reason: LossReason::Malformed,
+                        count: malformed,
+                        window: None,
+                        pid: None,
+                    }));
+                }
+                events.extend(counts.into_iter().map(|c| Event::Counts(Box::new(c))));
+                self.writer.gaps(&gaps);
+                self.state.gaps(&gaps);
+                self.writer.stacks(&stacks);
+            }
+        }
+        self.writer.events(&events);
+        self.state.events(&events);
+        if let Some(tap) = &self.tap
+            && let Err(TrySendError::Full(missed)) = tap.try_send(events.clone())
+        {
+            let loss = Loss {
+                source: "json",
+                reason: LossReason::QueueFull,
+                count: missed.len() as u64,
+                window: None,
+                pid: None,
+            };
+            self.state.losses(&[loss]);
+        }
+        for event in events.drain(..) {
+            self.engine.push(event);
+        }
+        self.scratch = events;
+    }
+
+    /// Stores what the engine concluded, and what it and the store lost.
+    fn settle(&mut self, _now: BootNanos) {
+        let output = self.engine.drain();
+        self.writer.units(&output.units);
+        self.writer.findings(&output.findings);
+        self.writer.gaps(&output.gaps);
+        self.state.gaps(&output.gaps);
+        self.state.findings(output.findings);
+        let mut losses = output.losses;
+        losses.extend(self.writer.losses());
+        let events: Vec<Event> = losses.iter().copied().map(Event::Lost).collect();
+        self.writer.events(&events);
+        self.state.losses(&losses);
+    }
+
+    fn publish(&mut self, now: BootNanos) {
+        let mut live = self.state.snapshot(now, &self.engine);
+        live.records = self.records.load(Ordering::Relaxed);
+        *self.live.lock().unwrap_or_else(PoisonError::into_inner) = live;
+    }
+}

@@ -1,0 +1,305 @@
+//! The command line: words, defaults, help. Parsing has no effects.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Tells you why your GPU job is slow.
+///
+/// Watches a training or inference process from outside (`trace`, by eBPF, as root) or from inside without root
+/// (`record`), and explains each stall in milliseconds that add up.
+#[derive(Debug, Parser)]
+#[command(name = "warptrace", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(after_help = "Exit codes: 0 done, 1 the answer is bad (a check failed, --fail-on), 2 could not run. With a \
+    command: its own code, 128 + n when signal n killed it; 125 when warptrace failed, 126 when the command cannot be \
+    executed, 127 when it was not found.")]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Where sessions are kept [default: $XDG_DATA_HOME/warptrace]
+    #[arg(long, global = true, value_name = "DIR", env = "WARPTRACE_DATA", hide_env_values = true)]
+    pub data: Option<PathBuf>,
+    /// Colour in the output
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub color: Color,
+    /// Tell more on stderr; twice for debugging
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say what can be recorded on this machine, and what is missing
+    Check(CheckArgs),
+    /// Run a command and record it from inside: no root, no change to the command
+    Record(RecordArgs),
+    /// Record CUDA processes from outside, by eBPF (needs root, or CAP_BPF and CAP_PERFMON)
+    Trace(TraceArgs),
+    /// Say where the time went in a session
+    Explain(ExplainArgs),
+    /// Ask a session in SQL
+    Query(QueryArgs),
+    /// List sessions, remove them, or prune old ones
+    Sessions(SessionsArgs),
+    /// Record and explain a real fault in a simulated GPU job
+    Demo(DemoArgs),
+    /// Print a completion script
+    Completions(CompletionsArgs),
+    /// Print the version and how it was built
+    Version(JsonFlag),
+    /// A workload on the simulated GPU
+    #[command(hide = true, name = "simgpu-workload")]
+    Workload(WorkloadArgs),
+    /// Waits until it is told to go on, then becomes the command
+    #[command(hide = true, name = "gated-exec")]
+    GatedExec(GatedExecArgs),
+    /// Injects a fault
+    #[command(hide = true, name = "lab-fault")]
+    Fault(FaultArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct JsonFlag {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub output: JsonFlag,
+}
+
+#[derive(Debug, Args)]
+pub struct RecordArgs {
+    /// Print the explanation as JSON when the command has ended (its own output goes on as usual)
+    #[arg(long)]
+    pub json: bool,
+    /// Do not explain at the end
+    #[arg(long)]
+    pub quiet: bool,
+    /// The command and its arguments, after --
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct TraceArgs {
+    /// Only these processes and their children [default: every CUDA process]
+    #[arg(short, long, value_name = "PID", value_delimiter = ',', num_args = 1..)]
+    pub pid: Vec<u32>,
+    /// Stop after this time (30s, 5m, 2h)
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    /// JSON lines instead of the table: findings, drops and a status a minute; `events` adds every event
+    #[arg(long, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "findings")]
+    pub json: Option<TraceJson>,
+    /// Kernel buffer for records, a power of two
+    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_ring_size)]
+    pub ring_size: u32,
+    /// Do not explain at the end
+    #[arg(long)]
+    pub quiet: bool,
+    /// Start this command and trace it, after --
+    #[arg(last = true, value_name = "CMD", conflicts_with = "pid")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TraceJson {
+    /// Findings, drops, a status line a minute
+    Findings,
+    /// Every event as well
+    Events,
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Session: its id, the beginning of it, or its folder [default: the newest]
+    pub session: Option<String>,
+    /// Only the last part of it (90s, 5m)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub since: Option<Duration>,
+    /// One finding, with all its evidence
+    #[arg(long, value_name = "ID")]
+    pub finding: Option<String>,
+    /// Exit with 1 when there is a finding of this severity or above (low, medium, high, critical)
+    #[arg(long, value_name = "SEVERITY", value_parser = parse_severity)]
+    pub fail_on: Option<warptrace_model::Severity>,
+    #[command(flatten)]
+    pub output: JsonFlag,
+}
+
+#[derive(Debug, Args)]
+pub struct QueryArgs {
+    /// For example: "select op, count(*), sum(dur_ns) from events group by op order by 3 desc"
+    pub sql: String,
+    /// Session: its id, the beginning of it, or its folder; several times for several [default: the newest]
+    #[arg(long, value_name = "SESSION")]
+    pub session: Vec<String>,
+    /// Rows at most
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    pub max_rows: usize,
+    /// Give up after this time
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub timeout: Duration,
+    #[command(flatten)]
+    pub output: JsonFlag,
+}
+
+#[derive(Debug, Args)]
+pub struct SessionsArgs {
+    #[command(subcommand)]
+    pub command: Option<SessionsCommand>,
+    #[command(flatten)]
+    pub output: JsonFlag,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SessionsCommand {
+    /// Remove sessions
+    Rm {
+        /// Ids, or unique beginnings of them
+        #[arg(required = true)]
+        sessions: Vec<String>,
+    },
+    /// Remove the oldest sessions until the rest fits
+    Prune {
+        /// Keep at most this much (500MiB, 10GiB)
+        #[arg(long, value_name = "SIZE", value_parser = parse_bytes, required_unless_present = "max_age")]
+        max_size: Option<u64>,
+        /// Keep none older than this (7d, 4w)
+        #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+        max_age: Option<Duration>,
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Which (see --list)
+    #[arg(default_value = "incident")]
+    pub scenario: String,
+    /// List the scenarios
+    #[arg(long)]
+    pub list: bool,
+    /// How to record [default: ebpf where it is allowed, else preload]
+    #[arg(long, value_enum, value_name = "BACKEND")]
+    pub capture: Option<Backend>,
+    /// How long the workload runs
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    #[command(flatten)]
+    pub output: JsonFlag,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    Ebpf,
+    Preload,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct WorkloadArgs {
+    /// JSON: which workload, and its options
+    pub options: String,
+}
+
+#[derive(Debug, Args)]
+pub struct GatedExecArgs {
+    /// Descriptor whose end of file lets the command go
+    #[arg(long)]
+    pub gate: i32,
+    #[arg(last = true, required = true)]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct FaultArgs {
+    /// JSON: which fault, and its options
+    pub options: String,
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(d) if d.is_zero() => Err("a time above zero is needed (30s, 5m, 2h)".into()),
+        Ok(d) => Ok(d),
+        Err(_) => Err("not a time: write a number with a unit (500ms, 30s, 5m, 2h, 7d)".into()),
+    }
+}
+
+fn parse_severity(text: &str) -> Result<warptrace_model::Severity, String> {
+    warptrace_model::Severity::by_name(text).ok_or_else(|| "one of low, medium, high, critical".into())
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "not a size: write a number with a unit (4096, 512KiB, 500MiB, 10GiB)".to_owned();
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..split].parse().map_err(|_| wrong())?;
+    let unit: u64 = match text[split..].trim() {
+        "" | "B" => 1,
+        "k" | "K" | "KiB" => 1 << 10,
+        "m" | "M" | "MiB" => 1 << 20,
+        "g" | "G" | "GiB" => 1 << 30,
+        "t" | "T" | "TiB" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(unit).ok_or_else(wrong)
+}
+
+fn parse_ring_size(text: &str) -> Result<u32, String> {
+    let bytes = parse_bytes(text)?;
+    let human = |b: u64| if b >= 1 << 20 { format!("{}MiB", b >> 20) } else { format!("{}KiB", b >> 10) };
+    match u32::try_from(bytes) {
+        Ok(size) if size.is_power_of_two() && size >= 64 << 10 => Ok(size),
+        Ok(size) if size >= 64 << 10 => {
+            let below = u64::from(size.next_power_of_two() / 2);
+            Err(format!("{text} is not a power of two (nearest: {}, {})", human(below), human(below * 2)))
+        }
+        _ => Err("between 64KiB and 2GiB".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_binary_units_and_errors_say_what_is_near() {
+        assert_eq!(parse_bytes("10GiB"), Ok(10 << 30));
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert!(parse_bytes("ten").is_err() && parse_bytes("99999999999999TiB").is_err());
+        assert_eq!(parse_ring_size("8MiB"), Ok(8 << 20));
+        assert_eq!(parse_ring_size("3MiB").unwrap_err(), "3MiB is not a power of two (nearest: 2MiB, 4MiB)");
+    }
+}
