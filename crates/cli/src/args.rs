@@ -206,6 +206,9 @@ pub struct DemoArgs {
     /// How long the workload runs
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub duration: Option<Duration>,
+    /// Write what the injector knows of its own effect, as JSON
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub truth: Option<PathBuf>,
     #[command(flatten)]
     pub output: JsonFlag,
 }

@@ -1,2 +1,96 @@
-//! The command warptrace.
-fn main() {}
+//! The command `warptrace`: parse, wire up, exit code.
+
+mod args;
+mod check;
+mod demo;
+mod explain;
+mod guest;
+mod launch;
+mod output;
+mod query;
+mod record;
+mod sessions;
+mod show;
+mod signals;
+mod workload;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    start_log(cli.global.verbose);
+    let Some(command) = cli.command else {
+        return output::finish(output::print(&first_screen()).map(|()| 0));
+    };
+    let global = &cli.global;
+    // Commands that run another one have codes of their own for their own failures.
+    let result = match command {
+        Command::Check(args) => check::run(global, &args),
+        Command::Record(args) => return output::finish_as(125, record::record(global, &args)),
+        Command::Trace(args) => {
+            let own_failure = if args.command.is_empty() { 2 } else { 125 };
+            return output::finish_as(own_failure, record::trace(global, &args));
+        }
+        Command::Explain(args) => explain::run(global, &args),
+        Command::Query(args) => query::run(global, &args),
+        Command::Sessions(args) => sessions::run(global, &args),
+        Command::Demo(args) => demo::run(global, &args),
+        Command::Completions(args) => {
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut Cli::command(), "warptrace", &mut script);
+            output::print(&String::from_utf8_lossy(&script)).map(|()| 0)
+        }
+        Command::Version(args) => version(args.json).map(|()| 0),
+        Command::Workload(args) => workload::run(&args.options),
+        Command::GatedExec(args) => return ExitCode::from(launch::gated_exec(args.gate, &args.command)),
+        Command::Fault(args) => workload::fault(&args.options),
+    };
+    output::finish(result)
+}
+
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WARPTRACE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).try_init();
+}
+
+/// What a person sees who has typed nothing but our name.
+fn first_screen() -> String {
+    "warptrace tells you why your GPU job is slow.\n\n  \
+     warptrace demo                       see it at work: a real fault in a simulated GPU job\n  \
+     warptrace record -- python train.py  record your own job, without root\n  \
+     warptrace explain                    say where the time went\n\n\
+     warptrace --help shows all commands.\n"
+        .to_owned()
+}
+
+fn version(json: bool) -> anyhow::Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    let target = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
+    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+    if json {
+        let value = serde_json::json!({
+            "version": version, "target": target, "profile": profile, "session_format": warptrace_store::FORMAT_VERSION,
+        });
+        return output::print(&format!("{value}\n"));
+    }
+    output::print(&format!(
+        "warptrace {version} ({target}, {profile} build; writes session format {})\n",
+        warptrace_store::FORMAT_VERSION
+    ))
+}

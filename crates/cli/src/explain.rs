@@ -1,0 +1,34 @@
+//! `explain`: a session's answer, for people or as JSON.
+
+use anyhow::Context as _;
+use warptrace_api::{Explain, ExplainQuestion};
+use warptrace_model::Severity;
+use warptrace_store::Session;
+
+use crate::args::{ExplainArgs, Global};
+use crate::{output, sessions, show};
+
+pub fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<u8> {
+    let folder = sessions::resolve(global, args.session.as_deref())?;
+    let session = Session::open(&folder).with_context(|| format!("cannot read the session {folder:?}"))?;
+    let question = ExplainQuestion {
+        since_nanos: args.since.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
+        finding: args.finding.clone(),
+    };
+    let answer = warptrace_api::explain(&session, &question)?;
+    if args.output.json {
+        output::print_json(&answer)?;
+    } else {
+        output::print(&text(global, &answer, args.finding.is_some()))?;
+    }
+    Ok(u8::from(args.fail_on.is_some_and(|limit| reaches(&answer, limit))))
+}
+
+/// The answer for people.
+pub fn text(global: &Global, answer: &Explain, one: bool) -> String {
+    show::explain(answer, output::paint(global), one)
+}
+
+fn reaches(answer: &Explain, limit: Severity) -> bool {
+    answer.findings.iter().any(|f| Severity::by_name(f.severity).is_some_and(|s| s >= limit))
+}

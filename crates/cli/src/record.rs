@@ -1,0 +1,485 @@
+//! `record` and `trace`: start what is watched, record it, outlive it, explain it.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use warptrace_agent::{Config, Finished, Recording};
+use warptrace_api::{Explain, ExplainQuestion};
+use warptrace_capture::ebpf::{EbpfOptions, EbpfSource, Targets};
+use warptrace_capture::pollers::GpuPoller;
+use warptrace_capture::preload::{PreloadOptions, PreloadSource};
+use warptrace_capture::clock;
+use warptrace_engine::Rules;
+use warptrace_model::{Event, Gap};
+use warptrace_store::{Session, SessionMeta, SessionWriter};
+use warptrace_tui::{Action, Tui};
+
+use crate::args::{Global, RecordArgs, TraceArgs, TraceJson};
+use crate::launch::{self, Job, Program};
+use crate::signals::Signals;
+use crate::{explain, guest, output, sessions};
+
+/// How often a waiting command looks at its child and its signals.
+const GLANCE: Duration = Duration::from_millis(50);
+/// Between two samples of the machine and the devices.
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// A status line of `trace --json`.
+const STATUS_EVERY: Duration = Duration::from_secs(60);
+
+/// `record -- CMD`. The exit code is the command's.
+pub fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
+    let program = match launch::find(&args.command) {
+        Ok(program) => program,
+        Err(e) => return Ok(refuse(&e)),
+    };
+    let signals = Signals::catch()?;
+    let job = Watched { program: &program, env: Vec::new(), gpu_library: None, sample_every: SAMPLE_EVERY };
+    let mut ended = Outcome::default();
+    let session = with_preload(global, &job, &signals, &mut |_| {}, &mut ended)?;
+    conclude(global, &session, args.json, args.quiet)?;
+    Ok(ended.exit_code)
+}
+
+/// `trace`, of a command, of processes, or of all.
+pub fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
+    if args.command.is_empty() {
+        return trace_running(global, args);
+    }
+    let program = match launch::find(&args.command) {
+        Ok(program) => program,
+        Err(e) => return Ok(refuse(&e)),
+    };
+    let signals = Signals::catch()?;
+    let job = Watched { program: &program, env: Vec::new(), gpu_library: None, sample_every: SAMPLE_EVERY };
+    let view = Trace { ring_size: args.ring_size, json: args.json, limit: args.duration, libraries: Vec::new(), quiet: false };
+    let mut ended = Outcome::default();
+    let session = with_ebpf(global, &job, &view, &signals, &mut |_| {}, &mut ended)?;
+    conclude(global, &session, args.json.is_some(), args.quiet)?;
+    Ok(ended.exit_code)
+}
+
+fn refuse(e: &launch::NoProgram) -> u8 {
+    eprintln!("warptrace: {e}");
+    e.exit_code()
+}
+
+/// A command, and what it is started with.
+pub struct Watched<'a> {
+    pub program: &'a Program,
+    pub env: Vec<(OsString, OsString)>,
+    /// NVML to ask instead of the machine's.
+    pub gpu_library: Option<PathBuf>,
+    pub sample_every: Duration,
+}
+
+/// What `trace` shows while it runs.
+pub struct Trace {
+    pub ring_size: u32,
+    pub json: Option<TraceJson>,
+    pub limit: Option<Duration>,
+    /// Libraries to attach before the command begins, beside those that are found.
+    pub libraries: Vec<PathBuf>,
+    /// Show nothing.
+    pub quiet: bool,
+}
+
+/// How the command ended.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub exit_code: u8,
+    /// We were told to stop, before it ended by itself.
+    pub interrupted: bool,
+}
+
+/// Records `job` from inside. Calls `started` with its pid once it runs. Returns the session's folder.
+pub fn with_preload(
+    global: &Global,
+    job: &Watched<'_>,
+    signals: &Signals,
+    started: &mut dyn FnMut(u32),
+    outcome: &mut Outcome,
+) -> anyhow::Result<PathBuf> {
+    warptrace_capture::preload::preload_support(&job.program.path).with_context(|| {
+        format!(
+            "cannot record {:?} from inside; from outside it can be, as root: sudo warptrace trace -- CMD",
+            job.program.path
+        )
+    })?;
+    let dirs = sessions::data_dir(global)?;
+    let libraries = guest::folder(dirs.write_dir())?;
+    let library = guest::library(&libraries, "libwarptrace_preload.so");
+    let mut source = PreloadSource::start(&PreloadOptions::new(library))?;
+    let mut env = job.env.clone();
+    env.extend(source.environment());
+    let gpu = gpu_poller(job.gpu_library.as_deref());
+    let (writer, folder) = sessions::create(&dirs, &job.program.command, &["preload"])?;
+    let mut running = job.program.start(&env)?;
+    source.expect(running.pid());
+    started(running.pid());
+    let config = config(gpu, job, &job.program.command, running.pid(), None);
+    let recording = match Recording::start(config, vec![Box::new(source)], writer) {
+        Ok(recording) => recording,
+        Err(e) => {
+            running.kill();
+            return Err(e.into());
+        }
+    };
+    outlive(&mut running, &recording, signals, None, None, outcome)?;
+    recording.stop()?;
+    Ok(folder)
+}
+
+/// Records `job` from outside, probes attached before it begins.
+pub fn with_ebpf(
+    global: &Global,
+    job: &Watched<'_>,
+    view: &Trace,
+    signals: &Signals,
+    started: &mut dyn FnMut(u32),
+    outcome: &mut Outcome,
+) -> anyhow::Result<PathBuf> {
+    let dirs = sessions::data_dir(global)?;
+    let mut running = job.program.start_gated(&job.env)?;
+    let result = (|| {
+        let options = EbpfOptions {
+            targets: Targets::Processes(vec![running.pid()]),
+            ring_size: view.ring_size,
+            libraries: candidates(job, view),
+            ..EbpfOptions::default()
+        };
+        let source = EbpfSource::start(options).context("cannot trace from outside")?;
+        let gpu = gpu_poller(job.gpu_library.as_deref());
+        let (writer, folder) = sessions::create(&dirs, &job.program.command, &["ebpf"])?;
+        let (tap, events) = tap(view.json);
+        let config = config(gpu, job, &job.program.command, running.pid(), tap);
+        let recording = Recording::start(config, vec![Box::new(source)], writer)?;
+        running.release();
+        started(running.pid());
+        let screen = (!view.quiet).then(|| Screen::start(view.json, events, folder.clone()));
+        outlive(&mut running, &recording, signals, screen, view.limit, outcome)?;
+        recording.stop()?;
+        Ok(folder)
+    })();
+    if result.is_err() {
+        running.kill();
+    }
+    result
+}
+
+/// Libraries to attach before the command begins: those given, and those on its library path.
+fn candidates(job: &Watched<'_>, view: &Trace) -> Vec<PathBuf> {
+    let mut libraries = view.libraries.clone();
+    let given = job.env.iter().find(|(name, _)| name == "LD_LIBRARY_PATH").map(|(_, value)| value.clone());
+    let path = given.or_else(|| std::env::var_os("LD_LIBRARY_PATH")).unwrap_or_default();
+    for folder in std::env::split_paths(&path).filter(|p| !p.as_os_str().is_empty()) {
+        let Ok(entries) = std::fs::read_dir(folder) else { continue };
+        libraries.extend(entries.flatten().map(|e| e.path()).filter(|p| is_candidate(p)));
+    }
+    libraries.sort();
+    libraries.dedup();
+    libraries
+}
+
+fn is_candidate(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    ["libcudart.so", "libcuda.so", "libnccl.so"].iter().any(|stem| name.starts_with(stem))
+}
+
+/// `trace` without a command: until Ctrl-C, or for a time.
+fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
+    for &pid in &args.pid {
+        if !Path::new(&format!("/proc/{pid}")).exists() {
+            bail!("no process {pid}: it has ended, or is in another pid namespace (`warptrace trace` alone watches all)");
+        }
+    }
+    let dirs = sessions::data_dir(global)?;
+    let signals = Signals::catch()?;
+    let targets = if args.pid.is_empty() { Targets::All } else { Targets::Processes(args.pid.clone()) };
+    let options = EbpfOptions { targets, ring_size: args.ring_size, ..EbpfOptions::default() };
+    let source = EbpfSource::start(options).context("cannot trace from outside")?;
+    let (writer, folder) = sessions::create(&dirs, &[], &["ebpf"])?;
+    let (tap, events) = tap(args.json);
+    let target = match args.pid.as_slice() {
+        [] => "all CUDA processes".to_owned(),
+        pids => format!("pid {}", pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+    };
+    let (gpu, gaps) = gpu_poller(None);
+    let config = Config { rules: Rules::default(), target, sample_every: SAMPLE_EVERY, gpu, tap, gaps };
+    let recording = Recording::start(config, vec![Box::new(source)], writer)?;
+    let mut screen = Screen::start(args.json, events, folder.clone());
+    let began = Instant::now();
+    loop {
+        if signals.wait(GLANCE).is_some() || screen.draw(&recording)? == Action::Stop {
+            break;
+        }
+        if args.duration.is_some_and(|limit| began.elapsed() >= limit) || recording.ended() {
+            break;
+        }
+        if !args.pid.is_empty() && args.pid.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            break;
+        }
+    }
+    screen.close();
+    stop(recording, &signals)?;
+    screen.rest();
+    conclude(global, &folder, args.json.is_some(), args.quiet)?;
+    Ok(0)
+}
+
+/// Stops the recording; a signal meanwhile ends us at once. The session can then be read up to its last flush.
+fn stop(recording: Recording, signals: &Signals) -> anyhow::Result<Finished> {
+    std::thread::scope(|scope| {
+        let stopping = scope.spawn(|| recording.stop());
+        while !stopping.is_finished() {
+            if signals.wait(Duration::from_millis(20)).is_some() {
+                eprintln!("warptrace: stopped at once; the session is readable up to its last flush");
+                std::process::exit(130);
+            }
+        }
+        stopping.join().map_err(|_| anyhow::anyhow!("stopping panicked"))?.map_err(Into::into)
+    })
+}
+
+/// Waits for the command: passes signals on, shows what there is to show, and takes its exit code.
+fn outlive(
+    job: &mut Job,
+    recording: &Recording,
+    signals: &Signals,
+    mut screen: Option<Screen>,
+    limit: Option<Duration>,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        if let Some(arrived) = signals.wait(GLANCE) {
+            outcome.interrupted = true;
+            if !arrived.to_the_group {
+                job.signal(arrived.signal);
+            }
+        }
+        if let Some(status) = job.try_wait().context("cannot wait for the command")? {
+            outcome.exit_code = launch::exit_code(status);
+            break;
+        }
+        if let Some(screen) = &mut screen {
+            screen.draw(recording)?;
+        }
+        if limit.is_some_and(|limit| began.elapsed() >= limit) {
+            // The recording has its length; the command goes on without us.
+            break;
+        }
+    }
+    if let Some(screen) = &mut screen {
+        screen.close();
+        screen.rest();
+    }
+    Ok(())
+}
+
+fn gpu_poller(library: Option<&Path>) -> (Option<GpuPoller>, Vec<Gap>) {
+    match GpuPoller::open(library.map(Path::as_os_str)) {
+        Ok(poller) => (Some(poller), Vec::new()),
+        Err(gap) => (None, vec![gap]),
+    }
+}
+
+fn config(
+    (gpu, gaps): (Option<GpuPoller>, Vec<Gap>),
+    job: &Watched<'_>,
+    command: &[OsString],
+    pid: u32,
+    tap: Option<std::sync::mpsc::SyncSender<Vec<Event>>>,
+) -> Config {
+    Config {
+        rules: Rules::default(),
+        target: format!("{} (pid {pid})", launch::shown(command)),
+        sample_every: job.sample_every,
+        gpu,
+        tap,
+        gaps,
+    }
+}
+
+type Tap = (Option<std::sync::mpsc::SyncSender<Vec<Event>>>, Option<Receiver<Vec<Event>>>);
+
+fn tap(json: Option<TraceJson>) -> Tap {
+    if json == Some(TraceJson::Events) {
+        let (sender, receiver) = sync_channel(256);
+        (Some(sender), Some(receiver))
+    } else {
+        (None, None)
+    }
+}
+
+/// What `trace` shows: a table in a terminal, JSON lines elsewhere.
+struct Screen {
+    tui: Option<Tui>,
+    lines: Option<Lines>,
+    drawn: Option<Instant>,
+}
+
+struct Lines {
+    events: Option<Receiver<Vec<Event>>>,
+    session: String,
+    anchor: warptrace_model::ClockAnchor,
+    status: Instant,
+    findings: Vec<(String, u64)>,
+}
+
+impl Screen {
+    fn start(json: Option<TraceJson>, events: Option<Receiver<Vec<Event>>>, folder: PathBuf) -> Screen {
+        let terminal = std::io::stdout().is_terminal() && json.is_none();
+        let lines = (!terminal).then(|| Lines {
+            events,
+            session: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            anchor: clock::anchor(),
+            status: Instant::now(),
+            findings: Vec::new(),
+        });
+        Screen { tui: if terminal { Tui::start().ok() } else { None }, lines, drawn: None }
+    }
+
+    fn draw(&mut self, recording: &Recording) -> anyhow::Result<Action> {
+        if let Some(lines) = &mut self.lines {
+            lines.write(recording)?;
+            return Ok(Action::Continue);
+        }
+        if self.drawn.is_some_and(|at| at.elapsed() < Duration::from_millis(200)) {
+            return Ok(Action::Continue);
+        }
+        self.drawn = Some(Instant::now());
+        match &mut self.tui {
+            Some(tui) => Ok(tui.draw(&recording.live())?),
+            None => Ok(Action::Continue),
+        }
+    }
+
+    /// Gives the terminal back.
+    fn close(&mut self) {
+        self.tui = None;
+    }
+
+    /// Prints events that came while stopping.
+    fn rest(&mut self) {
+        if let Some(lines) = &mut self.lines {
+            let _ = lines.events();
+        }
+    }
+}
+
+impl Lines {
+    fn write(&mut self, recording: &Recording) -> anyhow::Result<()> {
+        self.events()?;
+        let live = recording.live();
+        for finding in &live.findings {
+            let known = self.findings.iter_mut().find(|(id, _)| *id == finding.id);
+            let news = match known {
+                Some((_, excess)) if *excess == finding.excess_ns => false,
+                Some((_, excess)) => {
+                    *excess = finding.excess_ns;
+                    true
+                }
+                None => {
+                    self.findings.push((finding.id.clone(), finding.excess_ns));
+                    true
+                }
+            };
+            if news {
+                output::print_json(&serde_json::json!({"type": "finding", "session": self.session, "finding": finding}))?;
+            }
+        }
+        if self.status.elapsed() >= STATUS_EVERY {
+            self.status = Instant::now();
+            output::print_json(&serde_json::json!({
+                "type": "status", "session": self.session, "elapsed_ns": live.elapsed_ns, "records": live.records,
+                "calls": live.calls, "findings": live.findings.len(), "drops": live.drops,
+            }))?;
+        }
+        Ok(())
+    }
+
+    fn events(&mut self) -> anyhow::Result<()> {
+        let Some(receiver) = &self.events else { return Ok(()) };
+        while let Ok(events) = receiver.try_recv() {
+            let mut out = std::io::stdout().lock();
+            for event in &events {
+                if let Some(line) = event_json(event, &self.anchor) {
+                    match writeln!(out, "{line}") {
+                        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+                        other => other?,
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One event as a line of `trace --json=events`.
+fn event_json(event: &Event, anchor: &warptrace_model::ClockAnchor) -> Option<serde_json::Value> {
+    let unix = |at| anchor.unix(at).0.to_string();
+    Some(match event {
+        Event::Call(c) | Event::InFlight(c) => {
+            let op = c.op.get();
+            serde_json::json!({
+                "type": if matches!(event, Event::Call(_)) { "call" } else { "in_flight" },
+                "ts_unix_ns": unix(c.start), "layer": op.source.name(), "op": op.name, "pid": c.thread.pid.0,
+                "tid": c.thread.tid.0, "device": c.device.map(|d| d.0), "stream": format!("{:#x}", c.stream.0),
+                "dur_ns": c.dur, "ret": c.ret, "bytes": c.bytes(), "arg0": format!("{:#x}", c.arg0),
+                "arg1": format!("{:#x}", c.arg1), "nested": c.flags.nested(),
+            })
+        }
+        Event::OffCpu(e) => serde_json::json!({
+            "type": "offcpu", "ts_unix_ns": unix(e.start), "pid": e.thread.pid.0, "tid": e.thread.tid.0, "dur_ns": e.dur,
+            "runnable_ns": e.runnable, "throttled_ns": e.throttled, "syscall": e.syscall, "iowait": e.iowait,
+            "waker_tid": e.waker.map(|w| w.thread.tid.0),
+        }),
+        Event::Stretch(e) => serde_json::json!({
+            "type": "stretch", "ts_unix_ns": unix(e.start), "pid": e.thread.pid.0, "tid": e.thread.tid.0,
+            "dur_ns": e.dur, "running_ns": e.running, "runnable_ns": e.runnable,
+        }),
+        Event::BlockIo(e) => serde_json::json!({
+            "type": "block_io", "ts_unix_ns": unix(e.start), "pid": e.thread.pid.0, "tid": e.thread.tid.0,
+            "dur_ns": e.dur, "bytes": e.bytes, "op": format!("{:?}", e.kind).to_lowercase(),
+        }),
+        Event::Lost(e) => serde_json::json!({
+            "type": "drop", "source": e.source, "reason": e.reason.name(), "count": e.count,
+        }),
+        _ => return None,
+    })
+}
+
+/// Explains what was recorded, and says what to type next.
+fn conclude(global: &Global, folder: &Path, json: bool, quiet: bool) -> anyhow::Result<()> {
+    if quiet {
+        return Ok(());
+    }
+    let answer = answer(folder)?;
+    if json {
+        return output::print_json(&answer);
+    }
+    let text = explain::text(global, &answer, false);
+    let session = &answer.session;
+    // The command's own output is on stdout: ours goes beside it.
+    eprint!("{text}\nsession {session}      warptrace explain {session}\n");
+    Ok(())
+}
+
+/// The explanation of a whole session.
+pub fn answer(folder: &Path) -> anyhow::Result<Explain> {
+    let session = Session::open(folder).with_context(|| format!("cannot read the session {folder:?}"))?;
+    Ok(warptrace_api::explain(&session, &ExplainQuestion::default())?)
+}
+
+/// A new session's description.
+pub fn describe(command: &[OsString], sources: &[&str]) -> SessionMeta {
+    let text = |s: &OsString| s.to_string_lossy().into_owned();
+    SessionMeta::new(command.iter().map(text).collect(), sources.iter().map(|s| (*s).to_owned()).collect(), clock::anchor())
+}
+
+/// A writer and the folder it writes to.
+pub type NewSession = (SessionWriter, PathBuf);
