@@ -410,6 +410,20 @@ pub enum LossReason {
 }
 
 impl LossReason {
+    pub const ALL: [LossReason; 11] = [
+        LossReason::RingFull,
+        LossReason::MapFull,
+        LossReason::RateLimited,
+        LossReason::QueueFull,
+        LossReason::Overwritten,
+        LossReason::Late,
+        LossReason::Malformed,
+        LossReason::StoreFailed,
+        LossReason::NoRing,
+        LossReason::Evicted,
+        LossReason::NoReturn,
+    ];
+
     pub const fn name(self) -> &'static str {
         match self {
             LossReason::RingFull => "ring_full",
@@ -424,6 +438,10 @@ impl LossReason {
             LossReason::Evicted => "evicted",
             LossReason::NoReturn => "no_return",
         }
+    }
+
+    pub fn by_name(name: &str) -> Option<LossReason> {
+        LossReason::ALL.into_iter().find(|r| r.name() == name)
     }
 }
 

@@ -115,6 +115,13 @@ pub enum UnitKind {
 }
 
 impl UnitKind {
+    pub const ALL: [UnitKind; 4] = [
+        UnitKind::WaitInterval,
+        UnitKind::Named,
+        UnitKind::Call,
+        UnitKind::ColdStart,
+    ];
+
     pub const fn name(self) -> &'static str {
         match self {
             UnitKind::WaitInterval => "wait_interval",
@@ -122,6 +129,10 @@ impl UnitKind {
             UnitKind::Call => "call",
             UnitKind::ColdStart => "cold_start",
         }
+    }
+
+    pub fn by_name(name: &str) -> Option<UnitKind> {
+        UnitKind::ALL.into_iter().find(|k| k.name() == name)
     }
 }
 

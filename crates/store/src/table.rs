@@ -1,0 +1,295 @@
+//! One table being written: rows in memory, the stream they go to, the segments being sealed.
+//!
+//! Knows when a batch is full and what to do when the disk refuses; when to flush, sync and roll is the session's word.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use warptrace_model::{BootNanos, Window};
+
+use crate::error::{SegmentError, StoreError};
+use crate::fs::{Create, Fs};
+use crate::rows::{Order, Table};
+use crate::segment::{self, Extent, Seal, Stream};
+
+/// Rows that are held until they are flushed; more are dropped while the disk refuses.
+pub(crate) const MAX_ROWS: usize = 64 * 1024;
+
+/// Rows that were dropped, and when they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Dropped {
+    pub(crate) count: u64,
+    pub(crate) window: Option<Window>,
+}
+
+impl Dropped {
+    fn add(&mut self, row: Option<Window>) {
+        self.count += 1;
+        self.window = union(self.window, row);
+    }
+}
+
+/// The smallest window around both.
+pub(crate) fn union(a: Option<Window>, b: Option<Window>) -> Option<Window> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(Window {
+            start: a.start.min(b.start),
+            end: a.end.max(b.end),
+        }),
+        (a, b) => a.or(b),
+    }
+}
+
+/// What all tables of a session share.
+pub(crate) struct Shared {
+    pub(crate) fs: Arc<dyn Fs>,
+    pub(crate) how: Create,
+    /// A stream of so many bytes is sealed.
+    pub(crate) seal_bytes: u64,
+    /// A stream so old is sealed, ns.
+    pub(crate) seal_age: u64,
+}
+
+pub(crate) struct TableWriter<T: Table> {
+    columns: T::Columns,
+    rows: usize,
+    /// A batch that the disk did not take; it goes before all that came later.
+    refused: Option<RecordBatch>,
+    schema: SchemaRef,
+    segments: Segments,
+    /// Not yet told to the caller, and not yet in the table `drops`.
+    pub(crate) untold: Dropped,
+    pub(crate) unstored: Dropped,
+}
+
+impl<T: Table> TableWriter<T> {
+    pub(crate) fn new(session: &std::path::Path) -> TableWriter<T> {
+        TableWriter {
+            columns: T::Columns::default(),
+            rows: 0,
+            refused: None,
+            schema: T::schema(),
+            segments: Segments::new(session.join(T::NAME), T::ORDER),
+            untold: Dropped::default(),
+            unstored: Dropped::default(),
+        }
+    }
+
+    /// Whether the next row would be dropped.
+    pub(crate) fn is_full(&self) -> bool {
+        self.rows + self.refused.as_ref().map_or(0, RecordBatch::num_rows) >= MAX_ROWS
+    }
+
+    /// Takes a row, or counts it as dropped when the table is full.
+    pub(crate) fn push(&mut self, row: T, window: Option<Window>) {
+        if self.is_full() {
+            self.untold.add(window);
+            self.unstored.add(window);
+        } else {
+            row.push(&mut self.columns);
+            self.rows += 1;
+        }
+    }
+
+    /// Writes what is held. On failure it is still held.
+    pub(crate) fn flush(&mut self, shared: &Shared, now: BootNanos) -> Result<(), StoreError> {
+        while self.rows > 0 || self.refused.is_some() {
+            let batch = match self.refused.take() {
+                Some(batch) => batch,
+                None => self.take_batch()?,
+            };
+            let written = self
+                .segments
+                .open(shared, &self.schema, now)
+                .and_then(|()| self.segments.append(&batch));
+            if let Err(e) = written {
+                self.refused = Some(batch);
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_batch(&mut self) -> Result<RecordBatch, StoreError> {
+        let columns = std::mem::take(&mut self.columns);
+        self.rows = 0;
+        let batch = RecordBatch::try_new(self.schema.clone(), T::finish(columns))
+            .expect("columns and fields come from one declaration");
+        match T::ORDER {
+            Order::Time => segment::sort_by_time(batch).map_err(|e| self.segments.error(e)),
+            Order::Arrival => Ok(batch),
+        }
+    }
+
+    pub(crate) fn segments(&mut self) -> &mut Segments {
+        &mut self.segments
+    }
+}
+
+/// The files of one table.
+pub(crate) struct Segments {
+    dir: PathBuf,
+    order: Order,
+    made_dir: bool,
+    next: u32,
+    stream: Option<Stream>,
+    opened: BootNanos,
+    /// Closed streams that are to be sealed.
+    closed: VecDeque<(u32, Vec<Extent>)>,
+    seal: Option<(Seal, Vec<Extent>, u32)>,
+}
+
+impl Segments {
+    fn new(dir: PathBuf, order: Order) -> Segments {
+        Segments {
+            dir,
+            order,
+            made_dir: false,
+            next: 0,
+            stream: None,
+            opened: BootNanos(0),
+            closed: VecDeque::new(),
+            seal: None,
+        }
+    }
+
+    fn error(&self, source: SegmentError) -> StoreError {
+        StoreError::Segment {
+            path: self.dir.clone(),
+            source,
+        }
+    }
+
+    /// Makes sure that there is a stream to append to.
+    fn open(
+        &mut self,
+        shared: &Shared,
+        schema: &SchemaRef,
+        now: BootNanos,
+    ) -> Result<(), StoreError> {
+        if self.stream.is_some() {
+            return Ok(());
+        }
+        if !self.made_dir {
+            let made = shared.fs.create_dir(&self.dir, dir_mode(shared.how));
+            match made {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(StoreError::io("create", &self.dir)(e));
+                }
+                _ => {}
+            }
+            if let Some(session) = self.dir.parent() {
+                shared
+                    .fs
+                    .sync_dir(session)
+                    .map_err(StoreError::io("write", session))?;
+            }
+            self.made_dir = true;
+        }
+        let stream = Stream::create(&*shared.fs, &self.dir, self.next, schema, shared.how);
+        let stream = match stream {
+            Err(SegmentError::Io(e)) if e.kind() == io::ErrorKind::AlreadyExists => {
+                // A stream that could neither be synced nor removed: leave it, and take the next number.
+                self.next += 1;
+                return Err(self.error(e.into()));
+            }
+            other => other.map_err(|e| self.error(e))?,
+        };
+        self.next += 1;
+        self.opened = now;
+        self.stream = Some(stream);
+        Ok(())
+    }
+
+    /// Adds a batch to the stream that [`Segments::open`] made sure of.
+    fn append(&mut self, batch: &RecordBatch) -> Result<(), StoreError> {
+        let Some(stream) = &mut self.stream else {
+            return Ok(());
+        };
+        stream.append(batch).map_err(|e| {
+            if e.torn {
+                // Its whole batches stay readable; nothing more can go in.
+                self.close();
+            }
+            self.error(e.source)
+        })
+    }
+
+    /// Waits until what was flushed is on the disk.
+    pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
+        match &mut self.stream {
+            Some(stream) => stream.sync().map_err(StoreError::io("write", &stream.path)),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the stream when it is big or old enough.
+    pub(crate) fn roll(&mut self, shared: &Shared, now: BootNanos) {
+        if let Some(stream) = &self.stream
+            && (stream.len >= shared.seal_bytes || now.since(self.opened) >= shared.seal_age)
+        {
+            self.close();
+        }
+    }
+
+    /// Ends the stream: it is to be sealed.
+    pub(crate) fn close(&mut self) {
+        if let Some(stream) = self.stream.take()
+            && !stream.extents.is_empty()
+        {
+            self.closed.push_back((stream.number, stream.extents));
+        }
+    }
+
+    /// Goes on sealing, by a batch. False when there is nothing left to seal.
+    ///
+    /// # Errors
+    /// When the disk refuses; the stream stays as it was, and is tried again.
+    pub(crate) fn seal_step(&mut self, shared: &Shared) -> Result<bool, StoreError> {
+        let fs = &*shared.fs;
+        if self.seal.is_none() {
+            let Some((number, extents)) = self.closed.pop_front() else {
+                return Ok(false);
+            };
+            match Seal::begin(fs, &self.dir, number, &extents, self.order, shared.how) {
+                Ok(seal) => self.seal = Some((seal, extents, number)),
+                Err(e) => {
+                    segment::abandon(fs, &self.dir, number);
+                    self.closed.push_back((number, extents));
+                    return Err(self.error(e));
+                }
+            }
+        }
+        let Some((mut seal, extents, number)) = self.seal.take() else {
+            return Ok(false);
+        };
+        let failed = match seal.step() {
+            Ok(false) => {
+                self.seal = Some((seal, extents, number));
+                return Ok(true);
+            }
+            Ok(true) => match seal.finish(fs) {
+                Ok(()) => return Ok(true),
+                Err(e) => {
+                    segment::abandon(fs, &self.dir, number);
+                    e
+                }
+            },
+            Err(e) => {
+                seal.abandon(fs);
+                e
+            }
+        };
+        self.closed.push_back((number, extents));
+        Err(self.error(failed))
+    }
+}
+
+/// A directory as private as the files in it.
+pub(crate) fn dir_mode(how: Create) -> Create {
+    Create { mode: 0o700, ..how }
+}
