@@ -1,2 +1,43 @@
-//! Developer commands.
-fn main() {}
+//! Developer commands: `cargo xtask COMMAND`.
+
+mod bpf;
+mod ops;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  ops [--check]   write bpf/ops.h from the op table, or compare
+  bpf [--check]   build the BPF objects from bpf/, or rebuild and compare with those committed";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["ops"] => ops::write(&root()),
+        ["ops", "--check"] => ops::check(&root()),
+        ["bpf"] => ops::write(&root()).and_then(|()| bpf::build(&root())),
+        ["bpf", "--check"] => ops::check(&root()).and_then(|()| bpf::check(&root())),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the workspace, above this package.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(Path::to_path_buf)
+        .unwrap_or_default()
+}

@@ -4,7 +4,12 @@
 //! allowed here, in the modules that speak to the kernel and to shared memory.
 
 pub mod clock;
+pub mod ebpf;
+mod elf;
+mod maps;
 pub mod pollers;
+pub mod proc;
+mod sys;
 
 use warptrace_model::{FilePath, Gap, Loss, OpCount, ProcessInfo, ThreadName};
 use warptrace_record::Record;

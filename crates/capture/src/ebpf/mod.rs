@@ -1,0 +1,806 @@
+//! Capture by eBPF: any process, from outside, at full detail.
+//!
+//! Loads the committed object of `bpf/`, places two uprobe-multi links in every library that exports CUDA's or NCCL's
+//! entry points, as processes map it, and reads what the programs send. Needs Linux 6.6 with type information, and
+//! CAP_BPF and CAP_PERFMON; CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH to look into other users' processes. What a machine
+//! does not have (a tracepoint, a library's symbols) is a gap, said once. It does not know what a record means for a unit.
+//!
+//! Nobody is woken by a record: [`Source::poll`] is called every few ms to 50 ms, and [`Ebpf::wait`] returns early only
+//! when the ring is a quarter full. Dropping the value stops everything, as does the end of this process, however it
+//! comes: nothing is pinned.
+
+pub mod kernel;
+mod layout;
+mod library;
+mod mappings;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::Duration;
+
+use libbpf_rs::{
+    Link, MapCore as _, MapFlags, Object, ObjectBuilder, OpenObject, PrintLevel, ProgramInput,
+    RingBuffer, RingBufferBuilder, UprobeMultiOpts,
+};
+use warptrace_model::{
+    BootNanos, FilePath, Gap, GapCode, Loss, LossReason, OpCount, Pid, Thread, ThreadName, Window,
+};
+use warptrace_record::{Kind, NO_SYSCALL, Record, process};
+
+use self::kernel::{Kernel, Refusal};
+use self::layout::{Count, Settings};
+use self::library::{FileKey, Library, Point};
+use self::mappings::{Mappings, Seen};
+use crate::{Batch, Source, SourceError, clock, maps, proc};
+
+pub use self::library::AttachError;
+
+#[cfg(target_arch = "x86_64")]
+static OBJECT: &[u8] = include_bytes!("../../../../bpf/warptrace.x86_64.bpf.o");
+#[cfg(target_arch = "aarch64")]
+static OBJECT: &[u8] = include_bytes!("../../../../bpf/warptrace.aarch64.bpf.o");
+
+/// How to capture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes of the ring: a power of two, at least 4096.
+    pub ring_bytes: u32,
+    /// Trace only these processes, and their children from now on; `None`: whoever makes a traced call.
+    pub pids: Option<Vec<u32>>,
+    /// Libraries to probe at once, mapped by somebody or not: those that a command about to start may load.
+    pub libraries: Vec<PathBuf>,
+    /// Off-CPU records shorter than this are not sent, ns.
+    pub off_cpu_min_nanos: u64,
+    /// A user stack is taken of calls that can wait and took at least so long, ns; 0: never.
+    pub stack_min_nanos: u64,
+    /// Record block requests of every process, not of watched ones and kernel threads alone.
+    pub all_block_io: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            ring_bytes: 8 << 20,
+            pids: None,
+            libraries: Vec::new(),
+            off_cpu_min_nanos: 0,
+            stack_min_nanos: 1_000_000,
+            all_block_io: false,
+        }
+    }
+}
+
+/// Why capture did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("ring-size {0} is not a power of two of at least 4096 bytes")]
+    RingSize(u32),
+    #[error("no process {0}")]
+    NoProcess(u32),
+    #[error("the kernel refused the BPF {what} ({hint})")]
+    Kernel {
+        what: &'static str,
+        hint: &'static str,
+        #[source]
+        source: libbpf_rs::Error,
+    },
+}
+
+impl From<StartError> for SourceError {
+    fn from(error: StartError) -> SourceError {
+        let mut what = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            what = format!("{what}: {cause}");
+            source = cause.source();
+        }
+        SourceError::Refused { what, source: None }
+    }
+}
+
+fn refused(what: &'static str, source: libbpf_rs::Error) -> StartError {
+    StartError::Kernel {
+        what,
+        hint: "run with RUST_LOG=warptrace_capture=debug for the verifier's words",
+        source,
+    }
+}
+
+/// Records taken from the ring in one poll at most, so that a flood cannot keep the caller.
+const MAX_POLL: usize = 1 << 16;
+
+/// Counts and losses are read this often, ns.
+const COUNTS_EVERY: u64 = 1_000_000_000;
+
+/// Most descriptors whose paths are remembered, most processes and threads: then the memory is emptied.
+const MAX_KNOWN: usize = 1 << 14;
+
+/// What the ring's callback fills.
+#[derive(Default)]
+struct Inbox {
+    records: Vec<Record>,
+    malformed: u64,
+}
+
+/// A running capture.
+pub struct Ebpf {
+    // Links are closed first, then the programs and maps that they use.
+    links: Vec<Link>,
+    mappings: Option<Mappings>,
+    ring: RingBuffer<'static>,
+    inbox: Arc<Mutex<Inbox>>,
+    object: Object,
+
+    kernel: Kernel,
+    started: BootNanos,
+    /// Places that have a probe, by file.
+    probed: HashMap<FileKey, HashSet<u64>>,
+    /// Paths that failed, or had nothing new: not tried again for each process.
+    failed: HashSet<PathBuf>,
+    counts: HashMap<[u8; 8], Count>,
+    counted_at: BootNanos,
+    losses: [u64; layout::LOSSES],
+    /// Watched processes.
+    job: HashSet<u32>,
+    /// Processes whose facts were sent.
+    told: HashSet<u32>,
+    /// Processes that ended since the last count.
+    ended: Vec<u32>,
+    /// Path last sent of a process's descriptor.
+    paths: HashMap<(u32, i32), String>,
+    stacks: HashSet<u32>,
+    gaps: Vec<Gap>,
+    stopped: bool,
+}
+
+impl Ebpf {
+    /// Loads and attaches everything, and looks for libraries that running processes have mapped.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing stays attached.
+    pub fn start(options: &Options) -> Result<Ebpf, StartError> {
+        Ebpf::start_on(Kernel::probe(), options)
+    }
+
+    /// [`Ebpf::start`], on a kernel that was asked before.
+    ///
+    /// # Errors
+    /// As [`Ebpf::start`].
+    pub fn start_on(kernel: Kernel, options: &Options) -> Result<Ebpf, StartError> {
+        if let Some(refusal) = kernel.refusal() {
+            return Err(refusal.into());
+        }
+        if !options.ring_bytes.is_power_of_two() || options.ring_bytes < 4096 {
+            return Err(StartError::RingSize(options.ring_bytes));
+        }
+        for pid in options.pids.iter().flatten() {
+            if !Path::new(&format!("/proc/{pid}")).exists() {
+                return Err(StartError::NoProcess(*pid));
+            }
+        }
+        log_libbpf();
+        let started = clock::boot_now();
+        let mut gaps = Vec::new();
+        let object = load(&kernel, options, started, &mut gaps)?;
+        let inbox = Arc::new(Mutex::new(Inbox::default()));
+        let ring = open_ring(&object, Arc::clone(&inbox)).map_err(|e| refused("ring", e))?;
+        let mut ebpf = Ebpf {
+            links: Vec::new(),
+            mappings: None,
+            ring,
+            inbox,
+            object,
+            kernel,
+            started,
+            probed: HashMap::new(),
+            failed: HashSet::new(),
+            counts: HashMap::new(),
+            counted_at: started,
+            losses: [0; layout::LOSSES],
+            job: HashSet::new(),
+            told: HashSet::new(),
+            ended: Vec::new(),
+            paths: HashMap::new(),
+            stacks: HashSet::new(),
+            gaps,
+            stopped: false,
+        };
+        if !ebpf.kernel.initial_pid_namespace {
+            ebpf.gap(
+                GapCode::ProbeMissing,
+                "this is not the machine's pid namespace: processes are numbered as the machine does".to_owned(),
+            );
+        }
+        for pid in options.pids.iter().flatten() {
+            ebpf.watch(*pid, false)?;
+        }
+        ebpf.attach_tracepoints()?;
+        match Mappings::open() {
+            Ok(mappings) => ebpf.mappings = Some(mappings),
+            Err(error) => ebpf.gap(
+                GapCode::ProbeMissing,
+                format!("libraries loaded from now on are not found: perf_event_open: {error}"),
+            ),
+        }
+        for path in &options.libraries {
+            ebpf.find(path.clone());
+        }
+        match &options.pids {
+            Some(pids) => pids.iter().for_each(|pid| ebpf.find_in_process(*pid)),
+            None => ebpf.find_everywhere(),
+        }
+        Ok(ebpf)
+    }
+
+    /// Watches a process from now on, and the children that it will have. `from_start`: it has not begun its program yet.
+    ///
+    /// # Errors
+    /// [`StartError::Kernel`] when the kernel refused.
+    pub fn watch(&mut self, pid: u32, from_start: bool) -> Result<(), StartError> {
+        let mut args = [0; 8];
+        args[..4].copy_from_slice(&pid.to_le_bytes());
+        args[4..].copy_from_slice(&u32::from(from_start).to_le_bytes());
+        let program = self
+            .object
+            .progs_mut()
+            .find(|p| p.name() == "watch")
+            .ok_or_else(|| {
+                refused(
+                    "program watch",
+                    io::Error::from(io::ErrorKind::NotFound).into(),
+                )
+            })?;
+        program
+            .test_run(ProgramInput {
+                context_in: Some(&mut args),
+                ..ProgramInput::default()
+            })
+            .map_err(|e| refused("program watch", e))?;
+        self.job.insert(pid);
+        Ok(())
+    }
+
+    /// Places probes in a library, unless they are there; the number of new ones.
+    ///
+    /// Cost: reads the library's symbols, and 5 ms.
+    ///
+    /// # Errors
+    /// [`AttachError`]; what was probed before stays so.
+    pub fn attach_library(&mut self, path: &Path) -> Result<usize, AttachError> {
+        let library = Library::open(path)?;
+        if self.probed.contains_key(&library.key) {
+            return Ok(0);
+        }
+        let points = library.points()?;
+        self.place(&library, &points)?;
+        let places = points.iter().map(|p| p.offset).collect();
+        self.probed.insert(library.key, places);
+        tracing::debug!(path = %path.display(), probes = points.len(), "library probed");
+        Ok(points.len())
+    }
+
+    fn place(&mut self, library: &Library, points: &[Point]) -> Result<(), AttachError> {
+        let path = library.kernel_path();
+        let mut links = Vec::with_capacity(2);
+        // The return first: an entry without its return would stay open.
+        for (name, retprobe) in [("call_return", true), ("call_entry", false)] {
+            let refused = |source: io::Error| AttachError::Refused {
+                path: library.path.clone(),
+                source,
+            };
+            let program = self
+                .object
+                .progs_mut()
+                .find(|p| p.name() == name)
+                .ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
+            let options = UprobeMultiOpts {
+                offsets: points.iter().map(|p| p.offset as usize).collect(),
+                cookies: points.iter().map(|p| library::cookie(p.op)).collect(),
+                retprobe,
+                ..UprobeMultiOpts::default()
+            };
+            let every_process = -1;
+            let link = program
+                .attach_uprobe_multi_with_opts(every_process, &path, "", options)
+                .map_err(|e| refused(io::Error::other(e)))?;
+            links.push(link);
+        }
+        self.links.append(&mut links);
+        Ok(())
+    }
+
+    /// Sleeps until the ring is a quarter full, or for `most`.
+    pub fn wait(&self, most: Duration) {
+        crate::sys::wait_readable(self.ring.epoll_fd(), most);
+    }
+
+    fn attach_tracepoints(&mut self) -> Result<(), StartError> {
+        let mut links = Vec::new();
+        let mut failed = Vec::new();
+        for program in self.object.progs_mut() {
+            let section = program.section().to_string_lossy().into_owned();
+            let Some(tracepoint) = section.strip_prefix("tp_btf/") else {
+                continue;
+            };
+            if !self.kernel.has_tracepoint(tracepoint) {
+                continue;
+            }
+            match program.attach() {
+                Ok(link) => links.push(link),
+                // Without the scheduler there is nothing to explain with; the rest can be missed.
+                Err(e) if tracepoint.starts_with("sched_") => {
+                    return Err(refused("scheduler probes", e));
+                }
+                Err(e) => failed.push(format!("{tracepoint}: {e}")),
+            }
+        }
+        self.links.append(&mut links);
+        for detail in failed {
+            self.gap(GapCode::ProbeMissing, detail);
+        }
+        Ok(())
+    }
+
+    fn gap(&mut self, code: GapCode, detail: String) {
+        tracing::debug!(code = code.name(), detail, "gap");
+        self.gaps.push(Gap {
+            code,
+            detail,
+            count: 1,
+        });
+    }
+
+    // ---- libraries ----
+
+    fn find_everywhere(&mut self) {
+        for pid in proc::unsorted_pids() {
+            self.find_in_process(pid);
+        }
+    }
+
+    fn find_in_process(&mut self, pid: u32) {
+        let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/maps")) else {
+            return;
+        };
+        for file in maps::mapped_files(&text, library::is_candidate) {
+            self.find(file.reach(pid));
+        }
+    }
+
+    /// Probes a library that was come across; what is wrong with it is a gap.
+    fn find(&mut self, path: PathBuf) {
+        if self.failed.contains(&path) {
+            return;
+        }
+        let Err(error) = self.attach_library(&path) else {
+            return;
+        };
+        let code = match &error {
+            // It was gone again, or its process was.
+            AttachError::Open { .. } => return,
+            AttachError::Unreadable { .. } => GapCode::NoSymbols,
+            // PyTorch's library need not hold NCCL.
+            AttachError::NothingToTrace { .. } => {
+                remember(&mut self.failed, path);
+                return;
+            }
+            AttachError::Refused { .. } => GapCode::ProbeMissing,
+        };
+        self.gap(code, format!("{}", Chain(&error)));
+        remember(&mut self.failed, path);
+    }
+
+    fn poll_mappings(&mut self) {
+        let mut seen = Vec::new();
+        if let Some(mappings) = &mut self.mappings {
+            mappings.poll(library::is_candidate, &mut seen);
+        }
+        for seen in seen {
+            match seen {
+                Seen::Mapped { pid, path } => self.find(maps::through_root(pid, &path)),
+                Seen::Lost => self.find_everywhere(),
+            }
+        }
+    }
+
+    // ---- records ----
+
+    fn sort(&mut self, record: Record, out: &mut Batch) {
+        match record.kind() {
+            Some(Kind::Process) => self.process_record(&record, out),
+            Some(Kind::OffCpu) => {
+                self.tell_path(&record, out);
+                out.records.push(record);
+            }
+            Some(Kind::Call) if record.stack_id != 0 => {
+                self.tell_stack(record.stack_id, out);
+                out.records.push(record);
+            }
+            _ => out.records.push(record),
+        }
+    }
+
+    fn process_record(&mut self, r: &Record, out: &mut Batch) {
+        match r.op {
+            process::NAME => {
+                let mut bytes = [0; 16];
+                bytes[..8].copy_from_slice(&r.arg0.to_le_bytes());
+                bytes[8..].copy_from_slice(&r.arg1.to_le_bytes());
+                let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+                out.names.push(ThreadName {
+                    thread: Thread::new(r.pid, r.tid),
+                    name: String::from_utf8_lossy(&bytes[..end]).into(),
+                });
+                self.tell_process(r.pid, out);
+                return;
+            }
+            process::SEEN => {
+                remember(&mut self.job, r.pid);
+                self.tell_process(r.pid, out);
+                return;
+            }
+            process::FORK if r.arg0 == r.arg1 => {
+                remember(&mut self.job, r.arg0 as u32);
+                self.told.remove(&(r.arg0 as u32));
+                self.tell_process(r.arg0 as u32, out);
+            }
+            process::EXEC => {
+                self.told.remove(&r.pid);
+                self.paths.retain(|(pid, _), _| *pid != r.pid);
+                self.tell_process(r.pid, out);
+            }
+            process::EXIT if r.pid == r.tid => {
+                self.job.remove(&r.pid);
+                self.told.remove(&r.pid);
+                self.paths.retain(|(pid, _), _| *pid != r.pid);
+                self.ended.push(r.pid);
+            }
+            _ => {}
+        }
+        out.records.push(*r);
+    }
+
+    /// Sends what is constant of a process, once.
+    fn tell_process(&mut self, pid: u32, out: &mut Batch) {
+        if pid == 0 || self.told.contains(&pid) {
+            return;
+        }
+        remember(&mut self.told, pid);
+        let in_job = self.job.contains(&pid);
+        let Some(mut info) = proc::process_info(pid, false, in_job) else {
+            return;
+        };
+        info.from_start = info.start > self.started;
+        if in_job && !info.from_start {
+            let before = self.started.since(info.start) as f64 / 1e9;
+            self.gap(
+                GapCode::AttachedLate,
+                format!("process {pid} ran for {before:.1} s before it was watched"),
+            );
+        }
+        out.processes.push(info);
+    }
+
+    /// Sends what a descriptor is that a thread waited on, when that is new.
+    fn tell_path(&mut self, r: &Record, out: &mut Batch) {
+        // Anonymous files and pipes have no name worth a system call.
+        const REGULAR: u16 = 0o10;
+        const BLOCK: u16 = 0o6;
+        if r.op == NO_SYSCALL || r.ret < 0 || !matches!(r.device, REGULAR | BLOCK) {
+            return;
+        }
+        let Ok(path) = std::fs::read_link(format!("/proc/{}/fd/{}", r.pid, r.ret)) else {
+            return;
+        };
+        let path = path.to_string_lossy().into_owned();
+        let key = (r.pid, r.ret);
+        if self.paths.get(&key) == Some(&path) {
+            return;
+        }
+        if self.paths.len() >= MAX_KNOWN {
+            self.paths.clear();
+        }
+        self.paths.insert(key, path.clone());
+        out.paths.push(FilePath {
+            pid: Pid(r.pid),
+            fd: r.ret,
+            path,
+        });
+    }
+
+    fn tell_stack(&mut self, id: u32, out: &mut Batch) {
+        if !self.stacks.insert(id) {
+            return;
+        }
+        let addresses = self.stack(id);
+        if addresses.is_empty() {
+            self.stacks.remove(&id);
+        } else {
+            out.stacks.push((id, addresses));
+        }
+    }
+
+    /// The user stack that records name by `id`: raw return addresses, innermost first; empty when it is not known.
+    pub fn stack(&self, id: u32) -> Vec<u64> {
+        let Some(key) = id.checked_sub(1) else {
+            return Vec::new();
+        };
+        let value = self
+            .map("stacks")
+            .and_then(|m| m.lookup(&key.to_le_bytes(), MapFlags::ANY).ok()?);
+        value
+            .unwrap_or_default()
+            .chunks_exact(8)
+            .map(|a| layout::u64_at(a, 0))
+            .take_while(|a| *a != 0)
+            .collect()
+    }
+
+    // ---- counts ----
+
+    fn count(&mut self, now: BootNanos, out: &mut Batch) {
+        let window = Window {
+            start: self.counted_at,
+            end: now,
+        };
+        self.counted_at = now;
+        for (key, value) in self.entries("counts") {
+            let Some(key_bytes) = key.first_chunk::<8>() else {
+                continue;
+            };
+            let Some(op_key) = layout::decode_count_key(key_bytes) else {
+                continue;
+            };
+            if let Some((total, durations)) =
+                self.counts.entry(*key_bytes).or_default().advance(&value)
+            {
+                out.counts.push(OpCount {
+                    key: op_key,
+                    window,
+                    total,
+                    durations,
+                });
+            }
+        }
+        // Calls of the ended were all counted before their end was seen.
+        for pid in std::mem::take(&mut self.ended) {
+            let gone: Vec<[u8; 8]> = self
+                .counts
+                .keys()
+                .filter(|k| layout::u32_at(k.as_slice(), 0) == pid)
+                .copied()
+                .collect();
+            for key in gone {
+                self.counts.remove(&key);
+                if let Some(map) = self.map("counts") {
+                    // Gone already is as good.
+                    let _ = map.delete(&key);
+                }
+            }
+        }
+        self.count_losses(window, out);
+    }
+
+    fn count_losses(&mut self, window: Window, out: &mut Batch) {
+        let cpus = self
+            .map(".bss.cpus")
+            .and_then(|m| m.lookup(&[0; 4], MapFlags::ANY).ok()?);
+        let Some(cpus) = cpus else { return };
+        let now = layout::decode_losses(&cpus);
+        let reasons = [
+            LossReason::RingFull,
+            LossReason::MapFull,
+            LossReason::NoReturn,
+        ];
+        for (reason, (new, old)) in reasons.into_iter().zip(now.into_iter().zip(self.losses)) {
+            if new != old {
+                out.losses.push(Loss {
+                    source: "ebpf",
+                    reason,
+                    count: new.wrapping_sub(old),
+                    window: Some(window),
+                    pid: None,
+                });
+            }
+        }
+        self.losses = now;
+        let malformed = std::mem::take(&mut self.lock().malformed);
+        if malformed > 0 {
+            out.losses.push(Loss {
+                source: "ebpf",
+                reason: LossReason::Malformed,
+                count: malformed,
+                window: Some(window),
+                pid: None,
+            });
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn map(&self, name: &str) -> Option<libbpf_rs::Map<'_>> {
+        self.object.maps().find(|m| m.name() == name)
+    }
+
+    /// All entries of a hash map; those that change meanwhile may be missed or come twice.
+    fn entries(&self, map: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let Some(map) = self.map(map) else {
+            return Vec::new();
+        };
+        if let Ok(batch) = map.lookup_batch(256, MapFlags::ANY, MapFlags::ANY) {
+            return batch.collect();
+        }
+        map.keys()
+            .filter_map(|key| {
+                let value = map.lookup(&key, MapFlags::ANY).ok()??;
+                Some((key, value))
+            })
+            .collect()
+    }
+}
+
+impl Source for Ebpf {
+    fn name(&self) -> &'static str {
+        "ebpf"
+    }
+
+    fn poll(&mut self, out: &mut Batch) -> Result<(), SourceError> {
+        self.poll_mappings();
+        let taken = self.ring.consume_raw_n(MAX_POLL);
+        if taken < 0 {
+            return Err(SourceError::Refused {
+                what: "cannot read the BPF ring".to_owned(),
+                source: Some(io::Error::from_raw_os_error(-taken)),
+            });
+        }
+        let mut records = std::mem::take(&mut self.lock().records);
+        for record in records.drain(..) {
+            self.sort(record, out);
+        }
+        self.lock().records = records;
+        let now = clock::boot_now();
+        if self.stopped || now.since(self.counted_at) >= COUNTS_EVERY {
+            self.count(now, out);
+        }
+        out.gaps.append(&mut self.gaps);
+        Ok(())
+    }
+
+    fn in_flight(&mut self) -> Vec<Record> {
+        let now = clock::boot_now().0;
+        self.entries("calls")
+            .iter()
+            .flat_map(|(tid, calls)| layout::decode_open_calls(calls, layout::u32_at(tid, 0), now))
+            .collect()
+    }
+
+    fn stop(&mut self) {
+        self.stopped = true;
+        self.mappings = None;
+        // Closing one link waits for every CPU: together they wait once.
+        let links = std::mem::take(&mut self.links);
+        std::thread::scope(|scope| {
+            for link in links {
+                scope.spawn(move || drop(link));
+            }
+        });
+    }
+}
+
+/// An error with its causes, in one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// Adds to a memory of bounded size: a full one begins anew, and says some things twice.
+fn remember<T: Eq + std::hash::Hash>(set: &mut HashSet<T>, value: T) {
+    if set.len() >= MAX_KNOWN {
+        set.clear();
+    }
+    set.insert(value);
+}
+
+fn log_libbpf() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        libbpf_rs::set_print(Some((PrintLevel::Debug, |level, text| {
+            let text = text.trim_end();
+            match level {
+                PrintLevel::Warn => tracing::warn!(target: "warptrace_capture::libbpf", "{text}"),
+                PrintLevel::Info | PrintLevel::Debug => {
+                    tracing::debug!(target: "warptrace_capture::libbpf", "{text}");
+                }
+            }
+        })));
+    });
+}
+
+fn load(
+    kernel: &Kernel,
+    options: &Options,
+    now: BootNanos,
+    gaps: &mut Vec<Gap>,
+) -> Result<Object, StartError> {
+    let mut open = ObjectBuilder::default()
+        .open_memory(OBJECT)
+        .map_err(|e| refused("object", e))?;
+    for mut program in open.progs_mut() {
+        let section = program.section().to_string_lossy().into_owned();
+        let Some(tracepoint) = section.strip_prefix("tp_btf/") else {
+            continue;
+        };
+        if !kernel.has_tracepoint(tracepoint) {
+            program.set_autoload(false);
+            gaps.push(Gap {
+                code: GapCode::ProbeMissing,
+                detail: format!("this kernel has no tracepoint {tracepoint}"),
+                count: 1,
+            });
+        }
+    }
+    let settings = Settings {
+        ring_bytes: u64::from(options.ring_bytes),
+        loaded_at: now.0,
+        off_cpu_min: options.off_cpu_min_nanos,
+        stack_min: options.stack_min_nanos,
+        listed: options.pids.is_some(),
+        all_block_io: options.all_block_io,
+    };
+    configure(&mut open, &settings, options.ring_bytes).map_err(|e| refused("settings", e))?;
+    open.load().map_err(|e| refused("programs", e))
+}
+
+fn configure(
+    open: &mut OpenObject,
+    settings: &Settings,
+    ring_bytes: u32,
+) -> Result<(), libbpf_rs::Error> {
+    for mut map in open.maps_mut() {
+        if map.name() == "ring" {
+            map.set_max_entries(ring_bytes)?;
+        } else if map.name() == ".rodata.settings"
+            && let Some(place) = map
+                .initial_value_mut()
+                .and_then(|v| v.get_mut(..Settings::BYTES))
+        {
+            place.copy_from_slice(&settings.encode());
+        }
+    }
+    Ok(())
+}
+
+fn open_ring(
+    object: &Object,
+    inbox: Arc<Mutex<Inbox>>,
+) -> Result<RingBuffer<'static>, libbpf_rs::Error> {
+    let map = object
+        .maps()
+        .find(|m| m.name() == "ring")
+        .ok_or_else(|| libbpf_rs::Error::from(io::Error::from(io::ErrorKind::NotFound)))?;
+    let mut builder = RingBufferBuilder::new();
+    builder.add(&map, move |bytes| {
+        let mut inbox = inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        match Record::decode(bytes) {
+            Ok(record) => inbox.records.push(record),
+            Err(_) => inbox.malformed += 1,
+        }
+        0
+    })?;
+    builder.build()
+}
