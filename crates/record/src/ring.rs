@@ -118,7 +118,9 @@ pub struct Header {
     reentrant: AtomicU64,
     /// Calls that were not counted because every op counter was taken.
     uncounted: AtomicU64,
-    _to_cache_line: [u64; 5],
+    /// Calls that never returned (longjmp, an exception).
+    abandoned: AtomicU64,
+    _to_cache_line: [u64; 4],
     head: AtomicU64,
     device: AtomicU32,
     depth: AtomicU32,
@@ -287,8 +289,13 @@ impl Producer {
         self.header().head.store(self.head, Ordering::Release);
     }
 
-    /// Takes a counter for `key`, which has none yet; `None` when all are taken. Each key is asked for once.
+    /// The counter for `key`, a new one when it has none yet; `None` when all are taken. Cost: one load for each counter in use.
     pub fn counter(&mut self, key: CountKey) -> Option<Counter> {
+        let known = (0..self.used)
+            .find(|&index| self.slot(index).key.load(Ordering::Relaxed) == key.encode());
+        if let Some(index) = known {
+            return Some(Counter(index));
+        }
         if self.used as u32 >= self.layout.op_slots {
             return None;
         }
@@ -322,6 +329,11 @@ impl Producer {
     /// Counts a call that came while a record was being written.
     pub fn reentrant(&self) {
         add_one(&self.header().reentrant);
+    }
+
+    /// Counts a call that will not return.
+    pub fn abandoned(&self) {
+        add_one(&self.header().abandoned);
     }
 
     /// Shows a call in flight at `level` (0 is the outermost). `ts` is in ticks.
@@ -393,6 +405,17 @@ pub struct Drained {
     pub lost: u64,
     /// Bytes that are no record.
     pub malformed: u64,
+}
+
+/// Calls that a producer could not record or count, since the ring was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Refused {
+    /// Made by a signal handler while a record was being written: neither recorded nor counted.
+    pub reentrant: u64,
+    /// Recorded, but not counted, because every counter was taken.
+    pub uncounted: u64,
+    /// Entered but never left (longjmp, an exception).
+    pub abandoned: u64,
 }
 
 /// A call that has not returned.
@@ -499,12 +522,14 @@ impl<M: ReadAt> Consumer<M> {
             && u32::from_le_bytes(b) == STATE_ENDED
     }
 
-    /// Calls that the producer could neither record nor count so far: (made while a record was being written, without a free counter).
-    pub fn refused(&self) -> (u64, u64) {
-        (
-            self.u64_from(offset_of!(Header, reentrant)).unwrap_or(0),
-            self.u64_from(offset_of!(Header, uncounted)).unwrap_or(0),
-        )
+    /// What the producer could not do so far.
+    pub fn refused(&self) -> Refused {
+        let at = |offset| self.u64_from(offset).unwrap_or(0);
+        Refused {
+            reentrant: at(offset_of!(Header, reentrant)),
+            uncounted: at(offset_of!(Header, uncounted)),
+            abandoned: at(offset_of!(Header, abandoned)),
+        }
     }
 
     /// Gives every record written since the last time and before this call, in order, ticks as they are.

@@ -203,7 +203,18 @@ fn counters_keep_key_total_and_buckets_and_run_out_by_count() {
         (key(1), 10, 2)
     );
     assert_eq!(got[1].buckets[histogram::bucket(1 << 20)], 1);
-    assert_eq!(consumer.refused(), (0, 1));
+    assert_eq!(
+        producer.counter(key(2)),
+        Some(second),
+        "a key has one counter"
+    );
+    assert_eq!(
+        consumer.refused(),
+        Refused {
+            uncounted: 1,
+            ..Refused::default()
+        }
+    );
 }
 
 #[test]
