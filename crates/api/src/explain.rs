@@ -168,11 +168,11 @@ pub fn explain(session: &Session, question: &ExplainQuestion) -> Result<Explain,
     })
 }
 
-/// The usual unit of each key: means over all its units. Means are rounded down, category by category, and the usual
+/// The usual unit of each key: means over its units that were not judged slow. Means are rounded down, category by category, and the usual
 /// unit is their sum, so that its parts add up.
 fn profiles<'a>(units: impl Iterator<Item = &'a Unit>) -> Vec<ModelProfile> {
     let mut sums: BTreeMap<UnitKey, (u64, [u128; Category::COUNT])> = BTreeMap::new();
-    for unit in units.filter(|u| !u.incomplete) {
+    for unit in units.filter(|u| !u.incomplete && !u.slow) {
         let (count, parts) = sums.entry(unit.key).or_default();
         *count += 1;
         for (sum, part) in parts.iter_mut().zip(unit.parts.0) {

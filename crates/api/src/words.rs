@@ -2,7 +2,7 @@
 //!
 //! Advice is given only where its evidence is there: without a known occupant nobody is told to move one.
 
-use warptrace_model::{Blame, Category, Cause, Finding, FindingKind, UnitKind};
+use warptrace_model::{Blame, Cause, Finding, FindingKind, UnitKind};
 
 /// A duration for people, three figures: `840 ns`, `12.3 µs`, `38.2 ms`, `2.70 s`, `4 min 10 s`.
 pub fn duration_text(nanos: u64) -> String {
@@ -244,9 +244,10 @@ fn percent(part: u64, whole: u64) -> String {
     format!("{:.0} %", part as f64 * 100.0 / whole as f64)
 }
 
-/// Every name that [`category_words`] is given has words of its own.
 #[cfg(test)]
 mod tests {
+    use warptrace_model::Category;
+
     use super::*;
 
     #[test]

@@ -186,9 +186,6 @@ pub enum SessionsCommand {
         /// Keep none older than this (7d, 4w)
         #[arg(long, value_name = "TIME", value_parser = parse_duration)]
         max_age: Option<Duration>,
-        /// Only say what would be removed
-        #[arg(long)]
-        dry_run: bool,
     },
 }
 

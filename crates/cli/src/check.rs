@@ -56,8 +56,8 @@ fn examine(global: &Global) -> Report {
     };
 
     let writable = sessions::data_dir(global).and_then(|dirs| {
-        let folder = guest::folder(dirs.write_dir())?;
-        Ok((dirs.write_dir().display().to_string(), folder))
+        let folder = guest::folder(&dirs.path)?;
+        Ok((dirs.path.display().to_string(), folder))
     });
     let store = writable.as_ref().map(|(shown, _)| shown.clone()).map_err(|e| format!("{e:#}"));
     add("sessions' folder", store.clone().map_err(|e| (e, "name a writable one with --data".into())), false);

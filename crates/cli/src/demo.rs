@@ -40,7 +40,7 @@ pub fn run(global: &Global, args: &DemoArgs) -> anyhow::Result<u8> {
     }
     let signals = Signals::catch()?;
     let dirs = sessions::data_dir(global)?;
-    let folder = guest::folder(dirs.write_dir())?;
+    let folder = guest::folder(&dirs.path)?;
     let length = args.duration.unwrap_or(scenario.usual);
     let plan = scenario.plan(length, spare_cpu()?);
     if !args.output.json {
@@ -142,9 +142,9 @@ impl Run<'_> {
         talk: bool,
     ) -> anyhow::Result<(PathBuf, Outcome, Truth)> {
         let own = std::env::current_exe().context("cannot find our own program")?;
-        let scratch = sessions::scratch(global)?;
+        let scratch = Scratch::new(&sessions::data_dir(global)?.path)?;
         let cudart = self.folder.join("simgpu/libcudart.so.12");
-        let task = Task { workload: self.plan.workload.clone(), cudart: cudart.clone(), data: scratch.path().to_owned() };
+        let task = Task { workload: self.plan.workload.clone(), cudart: cudart.clone(), data: scratch.0.clone() };
         let program = Program {
             path: own.clone(),
             command: vec![own.clone().into(), "simgpu-workload".into(), serde_json::to_string(&task)?.into()],
@@ -262,4 +262,21 @@ fn progress(talk: bool, length: Duration) -> Option<ProgressBar> {
         })
         .ok()?;
     Some(bar)
+}
+
+/// A folder for the training data, on the disk where sessions are (a tmpfs would have no disk to wait for).
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(base: &Path) -> anyhow::Result<Scratch> {
+        let folder = base.join(format!("demo-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {folder:?}"))?;
+        Ok(Scratch(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }

@@ -3,14 +3,13 @@
 use anyhow::Context as _;
 use warptrace_api::{Explain, ExplainQuestion};
 use warptrace_model::Severity;
-use warptrace_store::Session;
 
 use crate::args::{ExplainArgs, Global};
 use crate::{output, sessions, show};
 
 pub fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<u8> {
     let folder = sessions::resolve(global, args.session.as_deref())?;
-    let session = Session::open(&folder).with_context(|| format!("cannot read the session {folder:?}"))?;
+    let session = sessions::open(&folder).with_context(|| format!("cannot read the session {folder:?}"))?;
     let question = ExplainQuestion {
         since_nanos: args.since.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
         finding: args.finding.clone(),

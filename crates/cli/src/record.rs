@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use warptrace_agent::{Config, Finished, Recording};
 use warptrace_api::{Explain, ExplainQuestion};
-use warptrace_capture::ebpf::{EbpfOptions, EbpfSource, Targets};
+use warptrace_capture::ebpf::{self, Ebpf};
 use warptrace_capture::pollers::GpuPoller;
 use warptrace_capture::preload::{PreloadOptions, PreloadSource};
 use warptrace_capture::clock;
 use warptrace_engine::Rules;
 use warptrace_model::{Event, Gap};
-use warptrace_store::{Session, SessionMeta, SessionWriter};
 use warptrace_tui::{Action, Tui};
 
 use crate::args::{Global, RecordArgs, TraceArgs, TraceJson};
@@ -110,7 +109,7 @@ pub fn with_preload(
         )
     })?;
     let dirs = sessions::data_dir(global)?;
-    let libraries = guest::folder(dirs.write_dir())?;
+    let libraries = guest::folder(&dirs.path)?;
     let library = guest::library(&libraries, "libwarptrace_preload.so");
     let mut source = PreloadSource::start(&PreloadOptions::new(library))?;
     let mut env = job.env.clone();
@@ -145,13 +144,14 @@ pub fn with_ebpf(
     let dirs = sessions::data_dir(global)?;
     let mut running = job.program.start_gated(&job.env)?;
     let result = (|| {
-        let options = EbpfOptions {
-            targets: Targets::Processes(vec![running.pid()]),
-            ring_size: view.ring_size,
+        let options = ebpf::Options {
+            pids: Some(vec![running.pid()]),
+            ring_bytes: view.ring_size,
             libraries: candidates(job, view),
-            ..EbpfOptions::default()
+            ..ebpf::Options::default()
         };
-        let source = EbpfSource::start(options).context("cannot trace from outside")?;
+        let mut source = Ebpf::start(&options).context("cannot trace from outside")?;
+        source.watch(running.pid(), true)?;
         let gpu = gpu_poller(job.gpu_library.as_deref());
         let (writer, folder) = sessions::create(&dirs, &job.program.command, &["ebpf"])?;
         let (tap, events) = tap(view.json);
@@ -198,9 +198,9 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
     }
     let dirs = sessions::data_dir(global)?;
     let signals = Signals::catch()?;
-    let targets = if args.pid.is_empty() { Targets::All } else { Targets::Processes(args.pid.clone()) };
-    let options = EbpfOptions { targets, ring_size: args.ring_size, ..EbpfOptions::default() };
-    let source = EbpfSource::start(options).context("cannot trace from outside")?;
+    let pids = (!args.pid.is_empty()).then(|| args.pid.clone());
+    let options = ebpf::Options { pids, ring_bytes: args.ring_size, ..ebpf::Options::default() };
+    let source = Ebpf::start(&options).context("cannot trace from outside")?;
     let (writer, folder) = sessions::create(&dirs, &[], &["ebpf"])?;
     let (tap, events) = tap(args.json);
     let target = match args.pid.as_slice() {
@@ -471,15 +471,6 @@ fn conclude(global: &Global, folder: &Path, json: bool, quiet: bool) -> anyhow::
 
 /// The explanation of a whole session.
 pub fn answer(folder: &Path) -> anyhow::Result<Explain> {
-    let session = Session::open(folder).with_context(|| format!("cannot read the session {folder:?}"))?;
+    let session = sessions::open(folder).with_context(|| format!("cannot read the session {folder:?}"))?;
     Ok(warptrace_api::explain(&session, &ExplainQuestion::default())?)
 }
-
-/// A new session's description.
-pub fn describe(command: &[OsString], sources: &[&str]) -> SessionMeta {
-    let text = |s: &OsString| s.to_string_lossy().into_owned();
-    SessionMeta::new(command.iter().map(text).collect(), sources.iter().map(|s| (*s).to_owned()).collect(), clock::anchor())
-}
-
-/// A writer and the folder it writes to.
-pub type NewSession = (SessionWriter, PathBuf);

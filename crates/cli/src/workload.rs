@@ -1,10 +1,11 @@
 //! Hidden commands: the workloads on simgpu, and the faults that hit them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use simgpu_workload::{HogOptions, TrainOptions};
+use simgpu_workload::{AllocatorStorm, Every, HogOptions, TrainOptions};
 use warptrace_lab::{Fault, Workload, run_hog};
 
 /// What a hidden command is told to do, as JSON.
@@ -21,16 +22,24 @@ pub struct Task {
 pub fn run(options: &str) -> anyhow::Result<u8> {
     let task: Task = serde_json::from_str(options).context("the workload's options are not ours")?;
     let w = &task.workload;
-    let mut train = TrainOptions::default();
-    train.runtime = task.cudart;
-    train.data_dir = task.data;
-    train.duration = Some(std::time::Duration::from_millis(w.millis));
-    train.cpu = w.cpu;
+    let mut train = TrainOptions {
+        cudart: task.cudart,
+        data_dir: Some(task.data),
+        duration: Some(Duration::from_millis(w.millis)),
+        main_cpu: w.cpu,
+        ..TrainOptions::default()
+    };
     if w.heavy_copies {
-        train.pageable = true;
-        train.batch_bytes = 64 << 20;
+        train.faults.pageable_copies = true;
+        train.faults.extra_copies = 3;
     }
-    train.allocator_storm_every = w.allocator_storm_every;
+    if w.allocator_storm_every > 0 {
+        train.faults.allocator_storm = Some(AllocatorStorm {
+            when: Every { every: w.allocator_storm_every, from: 2 * w.allocator_storm_every },
+            blocks: 24,
+            block_bytes: 64 << 20,
+        });
+    }
     let summary = simgpu_workload::train(&train)?;
     tracing::info!(steps = summary.steps.len(), "the workload ended");
     Ok(0)
@@ -42,12 +51,14 @@ pub fn fault(options: &str) -> anyhow::Result<u8> {
     match fault {
         Fault::Hog(hog) => run_hog(&hog).with_context(|| format!("cannot hog cpu {}", hog.cpu))?,
         Fault::GpuHog { total_millis, busy_millis, pause_millis } => {
-            let millis = std::time::Duration::from_millis;
-            let mut options = HogOptions::default();
-            options.runtime = cudart;
-            options.duration = millis(total_millis);
-            options.busy = millis(busy_millis);
-            options.pause = millis(pause_millis);
+            let options = HogOptions {
+                cudart,
+                duration: Duration::from_millis(total_millis),
+                delay: Duration::ZERO,
+                on: Duration::from_millis(busy_millis),
+                off: Duration::from_millis(pause_millis),
+                ..HogOptions::default()
+            };
             simgpu_workload::hog_gpu(&options)?;
         }
     }

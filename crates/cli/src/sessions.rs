@@ -1,0 +1,161 @@
+//! `sessions`, and which session the other commands mean.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use warptrace_capture::clock;
+use warptrace_model::UnixNanos;
+use warptrace_store::fs::{Fs, RealFs};
+use warptrace_store::{DataDir, Env, Retention, Session, SessionMeta, SessionWriter};
+
+use crate::args::{Global, SessionsArgs, SessionsCommand};
+use crate::{launch, output};
+
+/// Where sessions are written and looked for.
+pub fn data_dir(global: &Global) -> anyhow::Result<DataDir> {
+    Ok(DataDir::resolve(global.data.as_deref(), &Env::of_process())?)
+}
+
+fn disk() -> Arc<dyn Fs> {
+    Arc::new(RealFs)
+}
+
+/// Opens a session to read.
+pub fn open(folder: &Path) -> anyhow::Result<Session> {
+    Ok(Session::open(disk(), folder)?)
+}
+
+/// Begins a session. Returns its writer and its folder.
+pub fn create(
+    dirs: &DataDir,
+    command: &[std::ffi::OsString],
+    sources: &[&str],
+) -> anyhow::Result<(SessionWriter, PathBuf)> {
+    let mut meta = SessionMeta::new(clock::anchor());
+    meta.command = command.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    meta.sources = sources.iter().map(|s| (*s).to_owned()).collect();
+    let read = |path: &str| std::fs::read_to_string(path).map(|s| s.trim().to_owned()).unwrap_or_default();
+    meta.host = read("/proc/sys/kernel/hostname");
+    meta.kernel = read("/proc/sys/kernel/osrelease");
+    meta.cpus = std::thread::available_parallelism().map_or(0, |n| n.get() as u32);
+    meta.uid = launch::calling_user().map_or_else(|| nix::unistd::Uid::effective().as_raw(), |(uid, _)| uid.as_raw());
+    let writer = SessionWriter::create(disk(), dirs, meta).context("cannot begin a session")?;
+    let folder = writer.path().to_owned();
+    Ok((writer, folder))
+}
+
+/// The folder of the session that `wanted` names, or of the newest.
+pub fn resolve(global: &Global, wanted: Option<&str>) -> anyhow::Result<PathBuf> {
+    if let Some(wanted) = wanted
+        && wanted.contains('/')
+    {
+        return Ok(PathBuf::from(wanted));
+    }
+    let dirs = data_dir(global)?;
+    if let Some(wanted) = wanted {
+        return Ok(warptrace_store::find(&disk(), &dirs.read, wanted)?);
+    }
+    let (newest, unreadable) = warptrace_store::newest(&disk(), &dirs.read)?;
+    for session in unreadable {
+        if let Err(e) = session.session {
+            eprintln!("warptrace: session {} is newer, but cannot be read: {:#}", session.id, anyhow::Error::new(e));
+        }
+    }
+    match newest {
+        Some(session) => Ok(session.path),
+        None => bail!(
+            "no session yet: record one with `warptrace record -- CMD`, or see `warptrace demo` (looked in {})",
+            dirs.read.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ")
+        ),
+    }
+}
+
+pub fn run(global: &Global, args: &SessionsArgs) -> anyhow::Result<u8> {
+    let dirs = data_dir(global)?;
+    match &args.command {
+        None => list(&dirs, args.output.json)?,
+        Some(SessionsCommand::Rm { sessions }) => {
+            for wanted in sessions {
+                let folder = warptrace_store::find(&disk(), &dirs.read, wanted)?;
+                warptrace_store::remove(&RealFs, &folder)?;
+                output::print(&format!("removed {}\n", folder.display()))?;
+            }
+        }
+        Some(SessionsCommand::Prune { max_size, max_age }) => {
+            let keep = Retention {
+                max_bytes: *max_size,
+                max_age: max_age.map(|age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)),
+            };
+            prune(&dirs, keep)?;
+        }
+    }
+    Ok(0)
+}
+
+fn prune(dirs: &DataDir, keep: Retention) -> anyhow::Result<()> {
+    let pruned = warptrace_store::prune(&disk(), &dirs.path, keep, clock::anchor().unix)?;
+    for (id, bytes) in &pruned.removed {
+        output::print(&format!("removed {id}  {}\n", size_text(*bytes)))?;
+    }
+    for (id, e) in pruned.kept {
+        eprintln!("warptrace: kept {id}: {:#}", anyhow::Error::new(e));
+    }
+    output::print(&format!("{} are left\n", size_text(pruned.left)))
+}
+
+fn list(dirs: &DataDir, json: bool) -> anyhow::Result<()> {
+    let sessions = warptrace_store::list_sessions(&disk(), &dirs.read)?;
+    if json {
+        let rows: Vec<_> = sessions
+            .iter()
+            .map(|s| {
+                let path = s.path.display().to_string();
+                match &s.session {
+                    Ok((meta, state)) => serde_json::json!({
+                        "id": s.id, "path": path, "bytes": s.bytes, "state": state.name(), "host": meta.host,
+                        "command": meta.command, "sources": meta.sources, "created_unix_ns": meta.created.0.to_string(),
+                        "ended_unix_ns": meta.ended.map(|t| t.0.to_string()),
+                    }),
+                    Err(e) => serde_json::json!({
+                        "id": s.id, "path": path, "bytes": s.bytes, "state": "unreadable", "error": e.to_string(),
+                    }),
+                }
+            })
+            .collect();
+        return output::print_json(&rows);
+    }
+    if sessions.is_empty() {
+        return output::print("no session yet: warptrace record -- CMD\n");
+    }
+    let mut text = String::new();
+    for s in &sessions {
+        let size = size_text(s.bytes);
+        match &s.session {
+            Ok((meta, state)) => {
+                let length = match meta.ended {
+                    Some(UnixNanos(end)) => warptrace_api::duration_text(end.saturating_sub(meta.created.0)),
+                    None => state.name().to_owned(),
+                };
+                let what = if meta.command.is_empty() { "all CUDA processes".into() } else { meta.command.join(" ") };
+                let what: String = what.chars().take(60).collect();
+                text += &format!("{}  {length:>12}  {size:>9}  {:<8} {what}\n", s.id, meta.sources.join("+"));
+            }
+            Err(e) => text += &format!("{}  {:>12}  {size:>9}  {e}\n", s.id, "unreadable"),
+        }
+    }
+    if let Some(folder) = sessions.first().and_then(|s| s.path.parent()) {
+        text += &format!("\nin {}\n", folder.display());
+    }
+    output::print(&text)
+}
+
+/// Bytes for people.
+fn size_text(bytes: u64) -> String {
+    match bytes {
+        0..1_024 => format!("{bytes} B"),
+        1_024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}
