@@ -160,6 +160,8 @@ pub struct Machine {
     slot: Option<usize>,
     /// When dead peers were last looked for. BOOTTIME ns.
     last_sweep: AtomicU64,
+    /// Devices, and pages of each, while no process has decided.
+    undecided: (usize, usize),
 }
 
 /// How often a process that waits for others looks whether they live.
@@ -180,6 +182,7 @@ impl Machine {
             shared,
             slot: None,
             last_sweep: AtomicU64::new(0),
+            undecided: (config.devices, config.memory_pages),
         };
         machine.slot = machine.take_slot();
         if machine.slot.is_none() {
@@ -188,27 +191,26 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Opens the file to look at it: takes no slot, so it may neither allocate nor queue.
+    /// Opens the file to look at it: takes no slot, so it may neither allocate nor queue, and decides nothing.
     ///
     /// # Errors
     /// [`OpenError`].
     pub fn observe(config: &Config) -> Result<Self, OpenError> {
-        let shared = map(&config.shm)?;
-        adopt(&shared.device_count, config.devices as u32);
-        for device in &shared.devices {
-            adopt(&device.page_count, config.memory_pages as u32);
-        }
         Ok(Self {
-            shared,
+            shared: map(&config.shm)?,
             slot: None,
             last_sweep: AtomicU64::new(0),
+            undecided: (config.devices, config.memory_pages),
         })
     }
 
     /// Number of devices, 1 to [`MAX_DEVICES`].
     #[must_use]
     pub fn device_count(&self) -> usize {
-        (self.shared.device_count.load(Relaxed) as usize).min(MAX_DEVICES)
+        match self.shared.device_count.load(Relaxed) as usize {
+            0 => self.undecided.0,
+            decided => decided.min(MAX_DEVICES),
+        }
     }
 
     /// Memory of `device` in all.
@@ -230,7 +232,10 @@ impl Machine {
     }
 
     fn page_count(&self, device: usize) -> usize {
-        (self.shared.devices[device].page_count.load(Relaxed) as usize).min(MAX_PAGES)
+        match self.shared.devices[device].page_count.load(Relaxed) as usize {
+            0 => self.undecided.1,
+            decided => decided.min(MAX_PAGES),
+        }
     }
 
     fn pages(&self, device: usize) -> &[AtomicU16] {
@@ -654,7 +659,7 @@ mod tests {
     fn two_users_of_one_engine_follow_each_other() {
         let fresh = Fresh::new("contend");
         let (a, b) = (fresh.open(), fresh.open());
-        let first = a.submit(0, Engine::Compute, 0, 1000 * MS);
+        let first = a.submit(0, Engine::Compute, 0, 3_600_000 * MS);
         let second = b.submit(0, Engine::Compute, 0, 10 * MS);
         assert_eq!(second.start, first.end);
         assert_eq!(second.end - second.start, 10 * MS);
@@ -664,7 +669,7 @@ mod tests {
     fn engines_and_devices_work_at_the_same_time() {
         let fresh = Fresh::new("parallel");
         let a = fresh.open();
-        let kernel = a.submit(0, Engine::Compute, 0, 1000 * MS);
+        let kernel = a.submit(0, Engine::Compute, 0, 3_600_000 * MS);
         for span in [
             a.submit(0, Engine::HostToDevice, 0, MS),
             a.submit(0, Engine::DeviceToHost, 0, MS),
@@ -818,6 +823,18 @@ mod tests {
         let second = Machine::open(&other).unwrap();
         assert_eq!(second.device_count(), 2);
         assert_eq!(second.total_bytes(0), 64 << 20);
+    }
+
+    #[test]
+    fn an_onlooker_decides_nothing() {
+        let fresh = Fresh::new("onlooker");
+        let mut other = fresh.0.clone();
+        (other.devices, other.memory_pages) = (5, 100);
+        let onlooker = Machine::observe(&other).unwrap();
+        assert_eq!(onlooker.device_count(), 5);
+        let _first = fresh.open();
+        assert_eq!(onlooker.device_count(), 2);
+        assert_eq!(onlooker.total_bytes(0), 64 << 20);
     }
 
     #[test]

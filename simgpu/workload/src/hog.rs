@@ -11,14 +11,16 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct HogOptions {
     /// The runtime: a path, or a name that the dynamic loader searches for.
-    pub cudart: PathBuf,
+    pub runtime: PathBuf,
     pub device: i32,
     /// The whole run, quiet times included.
     pub duration: Duration,
     /// Quiet before the first burst.
     pub delay: Duration,
-    pub on: Duration,
-    pub off: Duration,
+    /// How long a burst of kernels is.
+    pub busy: Duration,
+    /// How long it is quiet between bursts.
+    pub pause: Duration,
     /// Blocks of one kernel. simgpu takes 1 µs for one, unless set otherwise.
     pub blocks: u32,
     /// Kernels that are queued at a time.
@@ -28,12 +30,12 @@ pub struct HogOptions {
 impl Default for HogOptions {
     fn default() -> Self {
         Self {
-            cudart: "libcudart.so.12".into(),
+            runtime: "libcudart.so.12".into(),
             device: 0,
             duration: Duration::from_secs(15),
             delay: Duration::from_secs(3),
-            on: Duration::from_secs(3),
-            off: Duration::from_secs(3),
+            busy: Duration::from_secs(3),
+            pause: Duration::from_secs(3),
             blocks: 8000,
             ahead: 2,
         }
@@ -54,7 +56,7 @@ pub struct HogSummary {
 /// # Errors
 /// [`WorkloadError`]: no runtime, or a call that failed.
 pub fn hog_gpu(options: &HogOptions) -> std::result::Result<HogSummary, WorkloadError> {
-    let runtime = Runtime::open(&options.cudart)?;
+    let runtime = Runtime::open(&options.runtime)?;
     runtime.use_device(options.device, true)?;
     let stream = runtime.stream()?;
     let event = runtime.event()?;
@@ -70,7 +72,7 @@ pub fn hog_gpu(options: &HogOptions) -> std::result::Result<HogSummary, Workload
     rest(options.delay);
     while boot_ns() < end {
         let start = boot_ns();
-        let stop = end.min(start + options.on.as_nanos() as u64);
+        let stop = end.min(start + options.busy.as_nanos() as u64);
         while boot_ns() < stop {
             for _ in 0..options.ahead.max(1) {
                 runtime.launch(Kernel::Hog, options.blocks, stream)?;
@@ -79,7 +81,7 @@ pub fn hog_gpu(options: &HogOptions) -> std::result::Result<HogSummary, Workload
             wait(&runtime, event, stream)?;
         }
         summary.bursts.push((start, boot_ns()));
-        rest(options.off);
+        rest(options.pause);
     }
     Ok(summary)
 }

@@ -15,13 +15,13 @@ mod cuda;
 mod hog;
 mod host;
 mod loader;
-//SRV mod serve;
+mod serve;
 mod train;
 
 pub use cuda::WorkloadError;
 pub use hog::{HogOptions, HogSummary, hog_gpu};
 pub use loader::DiskReads;
-//SRV pub use serve::{LoadOptions, Request, ServeOptions, ServeSummary, request_load, serve};
+pub use serve::{LoadOptions, Request, ServeOptions, ServeSummary, request_load, serve};
 pub use train::{
     AllocatorStorm, Every, Faults, HostPause, Injected, LockContention, PageFaults, Sleep,
     SlowLoader, Step, Summary, TrainOptions, train,

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct TrainOptions {
     /// The runtime: a path, or a name that the dynamic loader searches for.
-    pub cudart: PathBuf,
+    pub runtime: PathBuf,
     pub device: i32,
     /// Ends after so many steps.
     pub steps: Option<u64>,
@@ -40,7 +40,7 @@ pub struct TrainOptions {
     /// CPU time that a step spends between its calls, half of it before the first one.
     pub host_work: Duration,
     /// Binds the main thread to this CPU; the loader stays free.
-    pub main_cpu: Option<usize>,
+    pub cpu: Option<usize>,
     /// Asks the runtime to block in waits instead of spinning.
     pub blocking_sync: bool,
     pub faults: Faults,
@@ -49,7 +49,7 @@ pub struct TrainOptions {
 impl Default for TrainOptions {
     fn default() -> Self {
         Self {
-            cudart: "libcudart.so.12".into(),
+            runtime: "libcudart.so.12".into(),
             device: 0,
             steps: None,
             duration: Some(Duration::from_secs(10)),
@@ -59,7 +59,7 @@ impl Default for TrainOptions {
             layers: 9,
             blocks: 600,
             host_work: Duration::from_millis(3),
-            main_cpu: None,
+            cpu: None,
             blocking_sync: false,
             faults: Faults::default(),
         }
@@ -226,10 +226,10 @@ pub fn train(options: &TrainOptions) -> std::result::Result<Summary, WorkloadErr
     let default_dir = || std::env::temp_dir().join(format!("simgpu-train-{}", std::process::id()));
     let folder = options.data_dir.clone().unwrap_or_else(default_dir);
     let files = DataFiles::create(&folder, options.batch_bytes)?;
-    let runtime = Runtime::open(&options.cudart)?;
+    let runtime = Runtime::open(&options.runtime)?;
     runtime.use_device(options.device, options.blocking_sync)?;
     let mut training = Training::new(options, &runtime, &files)?;
-    if let Some(cpu) = options.main_cpu {
+    if let Some(cpu) = options.cpu {
         pin_to(cpu)?;
     }
     let begin = boot_ns();
