@@ -170,7 +170,7 @@ impl Stream {
         let header = std::mem::take(encoder.get_mut());
         let file = fs.create(&path, how)?;
         if let Err(e) = fs.sync_dir(table) {
-            // The number must be free for the next try.
+            // It is empty; a disk that is full must not fill with such files.
             let _ = fs.remove_file(&path);
             return Err(e.into());
         }

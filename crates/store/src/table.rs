@@ -138,7 +138,9 @@ pub(crate) struct Segments {
     next: u32,
     stream: Option<Stream>,
     opened: BootNanos,
-    /// Closed streams that are to be sealed.
+    /// Streams that take no more, and that the disk does not have yet.
+    ended: Vec<Stream>,
+    /// Streams that the disk has and that are to be sealed: their numbers and batches.
     closed: VecDeque<(u32, Vec<Extent>)>,
     seal: Option<(Seal, Vec<Extent>, u32)>,
 }
@@ -152,6 +154,7 @@ impl Segments {
             next: 0,
             stream: None,
             opened: BootNanos(0),
+            ended: Vec::new(),
             closed: VecDeque::new(),
             seal: None,
         }
@@ -190,16 +193,11 @@ impl Segments {
             }
             self.made_dir = true;
         }
-        let stream = Stream::create(&*shared.fs, &self.dir, self.next, schema, shared.how);
-        let stream = match stream {
-            Err(SegmentError::Io(e)) if e.kind() == io::ErrorKind::AlreadyExists => {
-                // A stream that could neither be synced nor removed: leave it, and take the next number.
-                self.next += 1;
-                return Err(self.error(e.into()));
-            }
-            other => other.map_err(|e| self.error(e))?,
-        };
+        // A number that failed is not tried again: its file may be there, and impossible to remove.
+        let number = self.next;
         self.next += 1;
+        let stream = Stream::create(&*shared.fs, &self.dir, number, schema, shared.how)
+            .map_err(|e| self.error(e))?;
         self.opened = now;
         self.stream = Some(stream);
         Ok(())
@@ -212,8 +210,8 @@ impl Segments {
         };
         stream.append(batch).map_err(|e| {
             if e.torn {
-                // Its whole batches stay readable; nothing more can go in.
-                self.close();
+                // Its whole batches stay readable; nothing more can go in. The disk's first complaint is the one to tell.
+                let _ = self.close();
             }
             self.error(e.source)
         })
@@ -221,28 +219,37 @@ impl Segments {
 
     /// Waits until what was flushed is on the disk.
     pub(crate) fn sync(&mut self) -> Result<(), StoreError> {
-        match &mut self.stream {
-            Some(stream) => stream.sync().map_err(StoreError::io("write", &stream.path)),
-            None => Ok(()),
+        let sync = |stream: &mut Stream| {
+            let synced = stream.sync();
+            synced.map_err(StoreError::io("write", &stream.path))
+        };
+        while let Some(stream) = self.ended.last_mut() {
+            sync(stream)?;
+            if let Some(stream) = self.ended.pop()
+                && !stream.extents.is_empty()
+            {
+                self.closed.push_back((stream.number, stream.extents));
+            }
         }
+        self.stream.as_mut().map_or(Ok(()), sync)
     }
 
     /// Ends the stream when it is big or old enough.
-    pub(crate) fn roll(&mut self, shared: &Shared, now: BootNanos) {
-        if let Some(stream) = &self.stream
-            && (stream.len >= shared.seal_bytes || now.since(self.opened) >= shared.seal_age)
-        {
-            self.close();
+    pub(crate) fn roll(&mut self, shared: &Shared, now: BootNanos) -> Result<(), StoreError> {
+        match &self.stream {
+            Some(stream)
+                if stream.len >= shared.seal_bytes || now.since(self.opened) >= shared.seal_age =>
+            {
+                self.close()
+            }
+            _ => Ok(()),
         }
     }
 
-    /// Ends the stream: it is to be sealed.
-    pub(crate) fn close(&mut self) {
-        if let Some(stream) = self.stream.take()
-            && !stream.extents.is_empty()
-        {
-            self.closed.push_back((stream.number, stream.extents));
-        }
+    /// Ends the stream: as soon as it is on the disk, it is to be sealed.
+    pub(crate) fn close(&mut self) -> Result<(), StoreError> {
+        self.ended.extend(self.stream.take());
+        self.sync()
     }
 
     /// Goes on sealing, by a batch. False when there is nothing left to seal.

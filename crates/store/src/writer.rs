@@ -311,7 +311,7 @@ impl SessionWriter {
             let flushed = writer.flush(&self.shared, self.latest);
             // As many batches are sealed as are written, so that sealing never falls behind.
             let segments = writer.segments();
-            segments.roll(&self.shared, self.latest);
+            let flushed = flushed.and_then(|()| segments.roll(&self.shared, self.latest));
             let sealed = match self.seal_after <= self.latest {
                 true => segments.seal_step(&self.shared).map(drop),
                 false => Ok(()),
@@ -397,8 +397,10 @@ impl SessionWriter {
             self.note(flushed);
         }
         if self.failing.is_none() && now.since(self.synced) >= SYNC_EVERY {
-            self.synced = now;
             let synced = self.sync();
+            if synced.is_ok() {
+                self.synced = now;
+            }
             self.note(synced);
         }
         if self.failing.is_none() && self.seal_after <= now {
@@ -427,7 +429,7 @@ impl SessionWriter {
         let now = self.latest;
         let mut result = self.flush(now).and_then(|()| self.sync());
         for_each_table!(self.tables, |table| {
-            table.segments().close();
+            result = result.and(table.segments().close());
             loop {
                 match table.segments().seal_step(&self.shared) {
                     Ok(true) => {}
@@ -509,8 +511,8 @@ impl SessionWriter {
     fn seal_steps(&mut self, now: BootNanos) -> Result<(), StoreError> {
         let mut result = Ok(());
         for_each_table!(self.tables, |table| {
-            table.segments().roll(&self.shared, now);
-            let sealed = table.segments().seal_step(&self.shared).map(drop);
+            let rolled = table.segments().roll(&self.shared, now);
+            let sealed = rolled.and_then(|()| table.segments().seal_step(&self.shared).map(drop));
             if result.is_ok() {
                 result = sealed;
             }
