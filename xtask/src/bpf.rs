@@ -10,7 +10,10 @@ use std::process::Command;
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 
-/// Object's name and the macro that libbpf's headers want.
+/// Sources that become an object each: the product's, and the floor that the benchmark measures it against.
+const OBJECTS: [&str; 2] = ["warptrace", "empty"];
+
+/// Architecture in the object's name, and the macro that libbpf's headers want.
 const TARGETS: [(&str, &str); 2] = [("x86_64", "x86"), ("aarch64", "arm64")];
 
 /// Compilers to look for; the version that built the committed objects is in `bpf/SOURCE`.
@@ -18,10 +21,12 @@ const COMPILERS: [(&str, &str); 2] = [("clang-14", "llvm-strip-14"), ("clang", "
 
 pub(crate) fn build(root: &Path) -> anyhow::Result<()> {
     let (clang, strip, version) = compiler()?;
-    for (arch, target) in TARGETS {
-        let object = compile(root, clang, strip, arch, target)?;
-        let path = committed(root, arch);
-        std::fs::write(&path, object).with_context(|| format!("cannot write {path:?}"))?;
+    for name in OBJECTS {
+        for target in TARGETS {
+            let object = compile(root, clang, strip, name, target)?;
+            let path = committed(root, name, target.0);
+            std::fs::write(&path, object).with_context(|| format!("cannot write {path:?}"))?;
+        }
     }
     let path = root.join("bpf/SOURCE");
     std::fs::write(&path, note(&hash(root)?, &version))
@@ -37,19 +42,21 @@ pub(crate) fn check(root: &Path) -> anyhow::Result<()> {
             "{version:?} is not the compiler of bpf/SOURCE, so bytes cannot be compared:\n{note}"
         );
     }
-    for (arch, target) in TARGETS {
-        let built = compile(root, clang, strip, arch, target)?;
-        let path = committed(root, arch);
-        let old = std::fs::read(&path).with_context(|| format!("cannot read {path:?}"))?;
-        if built != old {
-            bail!("{path:?} is not what bpf/ builds: run `cargo xtask bpf`");
+    for name in OBJECTS {
+        for target in TARGETS {
+            let built = compile(root, clang, strip, name, target)?;
+            let path = committed(root, name, target.0);
+            let old = std::fs::read(&path).with_context(|| format!("cannot read {path:?}"))?;
+            if built != old {
+                bail!("{path:?} is not what bpf/ builds: run `cargo xtask bpf`");
+            }
         }
     }
     Ok(())
 }
 
 /// Compares `bpf/SOURCE` with the sources.
-fn check_hash(root: &Path) -> anyhow::Result<()> {
+pub(crate) fn check_hash(root: &Path) -> anyhow::Result<()> {
     let path = root.join("bpf/SOURCE");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path:?}"))?;
     let hash = hash(root)?;
@@ -65,8 +72,8 @@ fn note(hash: &str, version: &str) -> String {
     format!("sources sha256 {hash}\ncompiler {version}\n")
 }
 
-fn committed(root: &Path, arch: &str) -> PathBuf {
-    root.join(format!("bpf/warptrace.{arch}.bpf.o"))
+fn committed(root: &Path, name: &str, arch: &str) -> PathBuf {
+    root.join(format!("bpf/{name}.{arch}.bpf.o"))
 }
 
 fn compiler() -> anyhow::Result<(&'static str, &'static str, String)> {
@@ -85,10 +92,10 @@ fn compile(
     root: &Path,
     clang: &str,
     strip: &str,
-    arch: &str,
-    target: &str,
+    name: &str,
+    (arch, target): (&str, &str),
 ) -> anyhow::Result<Vec<u8>> {
-    let out = std::env::temp_dir().join(format!("warptrace-{}-{arch}.bpf.o", std::process::id()));
+    let out = std::env::temp_dir().join(format!("{name}-{}-{arch}.bpf.o", std::process::id()));
     let bpf = root.join("bpf");
     // The folder's name must not reach the object, whose line information would hold it.
     run(Command::new(clang)
@@ -99,7 +106,7 @@ fn compile(
         .arg(format!("-D__TARGET_ARCH_{target}"))
         .args(["-idirafter", "/usr/include/x86_64-linux-gnu"])
         .arg(format!("-ffile-prefix-map={}=.", bpf.display()))
-        .args(["-c", "warptrace.bpf.c", "-o"])
+        .args(["-c", &format!("{name}.bpf.c"), "-o"])
         .arg(&out))?;
     run(Command::new(strip).arg("-g").arg(&out))?;
     let object = std::fs::read(&out).with_context(|| format!("cannot read {out:?}"))?;

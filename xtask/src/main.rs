@@ -1,7 +1,9 @@
 //! Developer commands: `cargo xtask COMMAND`.
 
 mod bpf;
+mod ci;
 mod ops;
+mod tidy;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +12,9 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   ops [--check]   write bpf/ops.h from the op table, or compare
-  bpf [--check]   build the BPF objects from bpf/, or rebuild and compare with those committed";
+  bpf [--check]   build the BPF objects from bpf/, or rebuild and compare with those committed
+  tidy            hold the tree against ARCHITECTURE.md's table of crates
+  ci              all that a change must pass: format, tidy, generated files, lints, tests";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -20,6 +24,8 @@ fn main() -> ExitCode {
         ["ops", "--check"] => ops::check(&root()),
         ["bpf"] => ops::write(&root()).and_then(|()| bpf::build(&root())),
         ["bpf", "--check"] => ops::check(&root()).and_then(|()| bpf::check(&root())),
+        ["tidy"] => tidy::check(&root()),
+        ["ci"] => ci::run(&root()),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
