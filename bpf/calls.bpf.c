@@ -13,8 +13,9 @@
  * Calls deeper than FRAMES are not seen. A call inside another is recorded when it took NESTED_MIN_NANOS, and is counted
  * only when the outer one is of NCCL.
  *
- * Loss: the ring full, the record is counted as lost, and the call still counted in `counts`, which holds every call. An
- * open call of a thread that ends is sent with FLAG_NO_RETURN.
+ * Loss: a call whose record could not be sent, or is not worth one, is counted in `counts`: a call is either a record or
+ * counted there, so that user space, which counts the records, has exact sums at the least cost to the job. An open call
+ * of a thread that ends is sent with FLAG_NO_RETURN.
  *
  * Devices: a thread's current device follows cudaSetDevice and the contexts of the driver. Before the first of them it is
  * 0 in a process that was seen from its start, else not known.
@@ -55,7 +56,7 @@ struct count_key {
 	u16 op; /* row of the op table */
 };
 
-/* Every call that returned, whether or not its record could be sent. */
+/* Calls that returned and have no record. */
 struct count {
 	u64 total; /* ns */
 	u64 buckets[BUCKETS];
@@ -204,8 +205,8 @@ static __always_inline const struct op *op_of(const struct frame *f)
 	return &ops[row < OPS ? row : 0];
 }
 
-/* Adds one call to the exact counts. */
-static __always_inline void count_call(u32 pid, u16 device, u16 op, u64 dur)
+/* Counts a call that has no record. */
+static __noinline void count_call(u32 pid, u16 device, u16 op, u64 dur)
 {
 	struct count_key key = { .pid = pid, .device = device, .op = op };
 	struct count *count = bpf_map_lookup_elem(&counts, &key);
@@ -224,14 +225,15 @@ static __always_inline void count_call(u32 pid, u16 device, u16 op, u64 dur)
 		__sync_fetch_and_add(&count->buckets[b], 1);
 }
 
-static __always_inline void send_call(struct thread_calls *t, u32 i, u64 id, u64 now, u16 flags, s32 ret, u32 stack)
+/* False when there was no place for it. */
+static __always_inline bool send_call(struct thread_calls *t, u32 i, u64 id, u64 now, u16 flags, s32 ret, u32 stack)
 {
 	struct frame *f = &t->frames[i & (FRAMES - 1)];
 	const struct op *op = op_of(f);
 	struct record *r = reserve(KIND_CALL, id);
 
 	if (!r)
-		return;
+		return 0;
 	r->source = op->source;
 	r->op = op->number;
 	r->flags = flags;
@@ -244,6 +246,7 @@ static __always_inline void send_call(struct thread_calls *t, u32 i, u64 id, u64
 	r->arg1 = f->args[1];
 	r->stream = f->args[2];
 	send(r);
+	return 1;
 }
 
 /* Output slots hold an address still, which is not what the record says. */
@@ -441,6 +444,7 @@ int call_return(struct probe_regs *ctx)
 	const struct op *op;
 	struct frame *f;
 	s32 ret = RETURNED(ctx);
+	bool counts_alone;
 	u16 flags;
 
 	if (!t || !t->depth)
@@ -459,16 +463,20 @@ int call_return(struct probe_regs *ctx)
 	read_outputs(f, ret == 0);
 	if (op->effect && ret == 0)
 		follow_device(t, f, op->effect, id >> 32);
-	if (!flags || flags & FLAG_NESTED_IN_LIBRARY)
-		count_call(id >> 32, t->device, f->cookie & 0xffff, dur);
-	if (flags && dur < NESTED_MIN_NANOS)
+	/* What is nested in a call of its own layer is part of that one. */
+	counts_alone = !flags || flags & FLAG_NESTED_IN_LIBRARY;
+	if (flags && dur < NESTED_MIN_NANOS) {
+		if (counts_alone)
+			count_call(id >> 32, t->device, f->cookie & 0xffff, dur);
 		return 0;
+	}
 	if (op->wait && settings.stack_min && dur >= settings.stack_min) {
 		long got = bpf_get_stackid(ctx, &stacks, BPF_F_USER_STACK);
 
 		stack = got < 0 ? 0 : got + 1;
 	}
-	send_call(t, i, id, now, flags, ret, stack);
+	if (!send_call(t, i, id, now, flags, ret, stack) && counts_alone)
+		count_call(id >> 32, t->device, f->cookie & 0xffff, dur);
 	return 0;
 }
 

@@ -88,14 +88,8 @@ impl Kernel {
         if self.tracepoints.is_none() {
             return Some(Refusal::NoBtf);
         }
-        let has = |bit: u32| self.capabilities >> bit & 1 == 1;
-        let [(_, admin), rest @ ..] = CAPABILITIES;
-        let missing: Vec<&str> = rest
-            .iter()
-            .filter(|(_, bit)| !has(*bit))
-            .map(|(n, _)| *n)
-            .collect();
-        if has(admin) || missing.is_empty() {
+        let missing = self.missing_capabilities();
+        if missing.is_empty() {
             return None;
         }
         Some(Refusal::NotPermitted {
@@ -104,6 +98,19 @@ impl Kernel {
                 _ => format!("{} are", missing.join(" and ")),
             },
         })
+    }
+
+    /// The capabilities that we lack; none when we have CAP_SYS_ADMIN, which stands for both.
+    pub fn missing_capabilities(&self) -> Vec<&'static str> {
+        let has = |bit: u32| self.capabilities >> bit & 1 == 1;
+        let [(_, admin), rest @ ..] = CAPABILITIES;
+        if has(admin) {
+            return Vec::new();
+        }
+        rest.iter()
+            .filter(|(_, bit)| !has(*bit))
+            .map(|(name, _)| *name)
+            .collect()
     }
 
     /// Whether the kernel has this tracepoint.

@@ -45,15 +45,16 @@ pub(super) fn is_candidate(file_name: &str) -> bool {
 }
 
 /// What makes two paths one file, and so one set of probes. Containers reach one lower file through overlays of their own,
-/// which differ in device number only.
+/// which differ in device number: there the inode's number and what seldom agrees by chance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct FileKey {
-    /// 0 on an overlay.
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
+pub(super) enum FileKey {
+    /// A probed file keeps its inode, so that the number is not given again.
+    Plain { device: u64, inode: u64 },
+    Overlay {
+        inode: u64,
+        bytes: u64,
+        modified: (i64, i64),
+    },
 }
 
 /// An open library.
@@ -81,12 +82,17 @@ impl Library {
         if !m.is_file() {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         }
-        let key = FileKey {
-            device: if is_overlay(&file) { 0 } else { m.dev() },
-            inode: m.ino(),
-            bytes: m.size(),
-            modified: (m.mtime(), m.mtime_nsec()),
-            changed: (m.ctime(), m.ctime_nsec()),
+        let key = if is_overlay(&file) {
+            FileKey::Overlay {
+                inode: m.ino(),
+                bytes: m.size(),
+                modified: (m.mtime(), m.mtime_nsec()),
+            }
+        } else {
+            FileKey::Plain {
+                device: m.dev(),
+                inode: m.ino(),
+            }
         };
         Ok(Library {
             path: path.to_owned(),

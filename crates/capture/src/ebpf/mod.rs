@@ -25,9 +25,10 @@ use libbpf_rs::{
     RingBuffer, RingBufferBuilder, UprobeMultiOpts,
 };
 use warptrace_model::{
-    BootNanos, FilePath, Gap, GapCode, Loss, LossReason, OpCount, Pid, Thread, ThreadName, Window,
+    BootNanos, Device, FilePath, Gap, GapCode, Histogram, Loss, LossReason, OpCount, OpKey, Pid,
+    Thread, ThreadName, Window,
 };
-use warptrace_record::{Kind, NO_SYSCALL, Record, process};
+use warptrace_record::{Kind, NO_SYSCALL, Record, flag, process};
 
 use self::kernel::{Kernel, Refusal};
 use self::layout::{Count, Settings};
@@ -126,6 +127,13 @@ struct Inbox {
     malformed: u64,
 }
 
+/// Calls of one key.
+#[derive(Default)]
+struct Tally {
+    total: u64,
+    durations: Histogram,
+}
+
 /// A running capture.
 pub struct Ebpf {
     // Links are closed first, then the programs and maps that they use.
@@ -141,6 +149,9 @@ pub struct Ebpf {
     probed: HashMap<FileKey, HashSet<u64>>,
     /// Paths that failed, or had nothing new: not tried again for each process.
     failed: HashSet<PathBuf>,
+    /// Calls since the last count: those of records, and those that the kernel counted for want of one.
+    tally: HashMap<OpKey, Tally>,
+    /// The kernel's counts when they were last read.
     counts: HashMap<[u8; 8], Count>,
     counted_at: BootNanos,
     losses: [u64; layout::LOSSES],
@@ -198,6 +209,7 @@ impl Ebpf {
             started,
             probed: HashMap::new(),
             failed: HashSet::new(),
+            tally: HashMap::new(),
             counts: HashMap::new(),
             counted_at: started,
             losses: [0; layout::LOSSES],
@@ -416,8 +428,11 @@ impl Ebpf {
                 self.tell_path(&record, out);
                 out.records.push(record);
             }
-            Some(Kind::Call) if record.stack_id != 0 => {
-                self.tell_stack(record.stack_id, out);
+            Some(Kind::Call) => {
+                self.tally_call(&record);
+                if record.stack_id != 0 {
+                    self.tell_stack(record.stack_id, out);
+                }
                 out.records.push(record);
             }
             _ => out.records.push(record),
@@ -440,6 +455,8 @@ impl Ebpf {
             }
             process::SEEN => {
                 remember(&mut self.job, r.pid);
+                // It may have been told of as somebody who was in the way.
+                self.told.remove(&r.pid);
                 self.tell_process(r.pid, out);
                 return;
             }
@@ -542,6 +559,26 @@ impl Ebpf {
 
     // ---- counts ----
 
+    /// Counts a call that came as a record: the kernel counts only the others.
+    fn tally_call(&mut self, r: &Record) {
+        let part_of_another = r.flags & flag::NESTED != 0 && r.flags & flag::NESTED_IN_LIBRARY == 0;
+        if part_of_another || r.flags & flag::NO_RETURN != 0 {
+            return;
+        }
+        if let Some(op) = r.call_op() {
+            let tally = self
+                .tally
+                .entry(OpKey {
+                    pid: Pid(r.pid),
+                    device: Device::from_record(r.device),
+                    op,
+                })
+                .or_default();
+            tally.total = tally.total.saturating_add(r.dur);
+            tally.durations.record(r.dur);
+        }
+    }
+
     fn count(&mut self, now: BootNanos, out: &mut Batch) {
         let window = Window {
             start: self.counted_at,
@@ -558,14 +595,18 @@ impl Ebpf {
             if let Some((total, durations)) =
                 self.counts.entry(*key_bytes).or_default().advance(&value)
             {
-                out.counts.push(OpCount {
-                    key: op_key,
-                    window,
-                    total,
-                    durations,
-                });
+                let tally = self.tally.entry(op_key).or_default();
+                tally.total = tally.total.saturating_add(total);
+                tally.durations.merge(&durations);
             }
         }
+        out.counts
+            .extend(self.tally.drain().map(|(key, tally)| OpCount {
+                key,
+                window,
+                total: tally.total,
+                durations: tally.durations,
+            }));
         // Calls of the ended were all counted before their end was seen.
         for pid in std::mem::take(&mut self.ended) {
             let gone: Vec<[u8; 8]> = self
