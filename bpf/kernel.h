@@ -56,7 +56,7 @@ struct thread_info {
 };
 
 struct super_block {
-	u32 s_dev;
+	unsigned long s_magic;
 };
 
 struct inode {
@@ -206,7 +206,9 @@ struct sock {
 /* include/linux/preempt.h: serving a softirq, a hard interrupt or an NMI */
 #define IN_INTERRUPT 0x00ff0100
 /* include/uapi/linux/stat.h */
-#define S_IFMT 0170000
+#define S_IFREG 0100000
 #define S_IFSOCK 0140000
+/* include/uapi/linux/magic.h */
+#define ANON_INODE_FS_MAGIC 0x09041934
 
 #endif

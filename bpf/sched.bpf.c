@@ -147,12 +147,18 @@ static __always_inline void send_slice(struct cpu *cpu, const struct task_struct
 
 /* ---- what a thread sleeps in ---- */
 
-/* File type bits of an open file; 0xff for one without (eventfd, epoll, io_uring and the like). */
+/*
+ * File type bits of an open file; 0xff for what is no file (eventfd, epoll, io_uring and the like), which has none, or from
+ * 6.16 on those of a regular one.
+ */
 static __always_inline u16 type_of(struct file *file)
 {
-	u16 mode = BPF_CORE_READ(file, f_inode, i_mode);
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	u16 type = BPF_CORE_READ(inode, i_mode) >> 12;
 
-	return mode & S_IFMT ? mode >> 12 : 0xff;
+	if (!type || (type == S_IFREG >> 12 && BPF_CORE_READ(inode, i_sb, s_magic) == ANON_INODE_FS_MAGIC))
+		return 0xff;
+	return type;
 }
 
 static __always_inline struct file *file_of(const struct task_struct *task, u32 fd)
@@ -174,9 +180,11 @@ static __always_inline bool is_socket(const struct task_struct *task, s32 fd)
 	return file && type_of(file) == S_IFSOCK >> 12;
 }
 
+/* The three below are global, so that the verifier looks through each once and not on every path of a switch. */
+
 #define MANY 8 /* descriptors of a poll that are looked at */
 
-static __noinline bool poll_has_socket(u64 fds, u64 n)
+__noinline int poll_has_socket(u64 fds, u64 n)
 {
 	const struct task_struct *task = (void *)bpf_get_current_task_btf();
 	struct {
@@ -193,7 +201,7 @@ static __noinline bool poll_has_socket(u64 fds, u64 n)
 	return 0;
 }
 
-static __noinline bool select_has_socket(u64 n, u64 set)
+__noinline int select_has_socket(u64 n, u64 set)
 {
 	const struct task_struct *task = (void *)bpf_get_current_task_btf();
 	u64 bits = 0;
@@ -207,8 +215,9 @@ static __noinline bool select_has_socket(u64 n, u64 set)
 }
 
 /* Looks down one side of the tree of watched files. */
-static __noinline bool epoll_has_socket(struct file *epoll)
+__noinline int epoll_has_socket(u64 file)
 {
+	struct file *epoll = (void *)file;
 	struct eventpoll *ep = BPF_CORE_READ(epoll, private_data);
 	struct rb_node *node;
 
@@ -217,10 +226,10 @@ static __noinline bool epoll_has_socket(struct file *epoll)
 	node = BPF_CORE_READ(ep, rbr.rb_root.rb_node);
 	for (u32 i = 0; i < MANY && node; i++) {
 		struct epitem *item = (void *)node - bpf_core_field_offset(struct epitem, rbn);
-		struct file *file = BPF_CORE_READ(item, ffd.file);
+		struct file *watched_file = BPF_CORE_READ(item, ffd.file);
 		struct rb_node *left = BPF_CORE_READ(node, rb_left);
 
-		if (file && type_of(file) == S_IFSOCK >> 12)
+		if (watched_file && type_of(watched_file) == S_IFSOCK >> 12)
 			return 1;
 		node = left ? left : BPF_CORE_READ(node, rb_right);
 	}
@@ -309,7 +318,7 @@ static __always_inline void read_sleep(struct thread *t)
 			t->flags |= OFFCPU_POLL_SOCKET;
 	} else if (what & SYS_EPOLL) {
 		t->limit = millis(ARG4(regs));
-		if (file && epoll_has_socket(file))
+		if (file && epoll_has_socket((u64)file))
 			t->flags |= OFFCPU_POLL_SOCKET;
 	} else if (what & SYS_FUTEX) {
 		/* FUTEX_WAIT's limit is a length, FUTEX_WAIT_BITSET's a moment of CLOCK_MONOTONIC. */

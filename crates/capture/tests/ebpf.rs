@@ -900,6 +900,79 @@ fn a_thread_that_reads_past_the_cache_waits_for_its_own_requests() {
     );
 }
 
+#[test]
+fn a_timer_that_wakes_a_thread_does_not_make_the_hog_its_waker() {
+    let dir = or_return!(ready());
+    let mut hog = Target::start(dir, &["hog"]);
+    hog.hear("ready");
+    let mut target = Target::start(dir, &["sleep"]);
+    target.hear("ready");
+    let mut capture = or_return!(Capture::of(&[target.pid()]));
+    target.go().hear("done");
+    capture.until("call after it", |c| !c.calls("cudaMalloc").is_empty());
+    let sleeps: Vec<OffCpu> = capture
+        .off_cpu(target.pid())
+        .into_iter()
+        .filter(|o| o.syscall == Some(libc::SYS_clock_nanosleep as u16) && !o.preempted)
+        .collect();
+    assert!(sleeps.len() >= 50, "only {} sleeps", sleeps.len());
+    for sleep in sleeps {
+        assert!(sleep.timed && !sleep.poll_socket && sleep.fd.is_none());
+        assert!(
+            sleep.waker.is_none_or(|w| matches!(w.by, Wake::Interrupt)),
+            "{:?} acted",
+            sleep.waker
+        );
+        assert!(
+            sleep.blocked().nanos() >= 3_000_000,
+            "the timer was set to 3 ms"
+        );
+    }
+}
+
+#[test]
+fn a_thread_that_waits_for_a_socket_is_woken_by_the_sender() {
+    let dir = or_return!(ready());
+    let mut target = Target::start(dir, &["socket"]);
+    target.hear("ready");
+    let mut capture = or_return!(Capture::of(&[target.pid()]));
+    target.go().hear("done");
+    capture.until("last call", |c| c.calls("cudaMalloc").len() == 2);
+    let sender = target.value("sender") as u32;
+    let sleeps: Vec<OffCpu> = capture
+        .off_cpu(target.pid())
+        .into_iter()
+        .filter(|o| !o.preempted && o.syscall.is_some())
+        .collect();
+    let by_sender = |o: &&OffCpu| {
+        o.waker
+            .is_some_and(|w| w.thread.tid.0 == sender && w.by == Wake::Syscall)
+    };
+    let received = sleeps
+        .iter()
+        .filter(by_sender)
+        .find(|o| o.syscall == Some(libc::SYS_recvfrom as u16))
+        .unwrap_or_else(|| panic!("{sleeps:#?}"));
+    assert_eq!(received.file, FileType::Socket);
+    let polls: Vec<_> = sleeps
+        .iter()
+        .filter(by_sender)
+        .filter(|o| o.poll_socket)
+        .collect();
+    assert_eq!(polls.len(), 2, "poll and epoll: {sleeps:#?}");
+    assert!(polls.iter().all(|o| !o.timed));
+    assert!(
+        polls
+            .iter()
+            .any(|o| o.file == FileType::Anonymous && o.fd.is_some()),
+        "the epoll's own descriptor"
+    );
+    assert!(
+        sleeps.iter().any(|o| o.timed && !o.poll_socket),
+        "a poll of nothing that timed out: {sleeps:#?}"
+    );
+}
+
 // ---- refusals ----
 
 #[test]

@@ -120,6 +120,9 @@ const COUNTS_EVERY: u64 = 1_000_000_000;
 /// Most descriptors whose paths are remembered, most processes and threads: then the memory is emptied.
 const MAX_KNOWN: usize = 1 << 14;
 
+/// Stacks in the kernel's map, of which it holds 8192, at which it is emptied.
+const MAX_STACKS: usize = 4096;
+
 /// What the ring's callback fills.
 #[derive(Default)]
 struct Inbox {
@@ -163,7 +166,9 @@ pub struct Ebpf {
     ended: Vec<u32>,
     /// Path last sent of a process's descriptor.
     paths: HashMap<(u32, i32), String>,
-    stacks: HashSet<u32>,
+    /// The kernel's number of a stack that was read, and ours, which is never given twice.
+    stacks: HashMap<u32, u32>,
+    next_stack: u32,
     gaps: Vec<Gap>,
     stopped: bool,
 }
@@ -217,7 +222,8 @@ impl Ebpf {
             told: HashSet::new(),
             ended: Vec::new(),
             paths: HashMap::new(),
-            stacks: HashSet::new(),
+            stacks: HashMap::new(),
+            next_stack: 1,
             gaps,
             stopped: false,
         };
@@ -421,7 +427,7 @@ impl Ebpf {
 
     // ---- records ----
 
-    fn sort(&mut self, record: Record, out: &mut Batch) {
+    fn sort(&mut self, mut record: Record, out: &mut Batch) {
         match record.kind() {
             Some(Kind::Process) => self.process_record(&record, out),
             Some(Kind::OffCpu) => {
@@ -430,9 +436,7 @@ impl Ebpf {
             }
             Some(Kind::Call) => {
                 self.tally_call(&record);
-                if record.stack_id != 0 {
-                    self.tell_stack(record.stack_id, out);
-                }
+                record.stack_id = self.tell_stack(record.stack_id, out);
                 out.records.push(record);
             }
             _ => out.records.push(record),
@@ -529,32 +533,46 @@ impl Ebpf {
         });
     }
 
-    fn tell_stack(&mut self, id: u32, out: &mut Batch) {
-        if !self.stacks.insert(id) {
-            return;
-        }
-        let addresses = self.stack(id);
-        if addresses.is_empty() {
-            self.stacks.remove(&id);
-        } else {
-            out.stacks.push((id, addresses));
-        }
-    }
-
-    /// The user stack that records name by `id`: raw return addresses, innermost first; empty when it is not known.
-    pub fn stack(&self, id: u32) -> Vec<u64> {
-        let Some(key) = id.checked_sub(1) else {
-            return Vec::new();
+    /// Our number for the stack that the kernel's programs call `raw`; 0 for none. Sends the stack with its first record.
+    ///
+    /// The kernel's map never forgets, and has no room for another stack of the same hash: so it is emptied half full, and
+    /// its numbers then mean others.
+    fn tell_stack(&mut self, raw: u32, out: &mut Batch) -> u32 {
+        let Some(key) = raw.checked_sub(1).map(u32::to_le_bytes) else {
+            return 0;
         };
+        if let Some(id) = self.stacks.get(&raw) {
+            return *id;
+        }
         let value = self
             .map("stacks")
-            .and_then(|m| m.lookup(&key.to_le_bytes(), MapFlags::ANY).ok()?);
-        value
-            .unwrap_or_default()
+            .and_then(|m| m.lookup(&key, MapFlags::ANY).ok()?)
+            .unwrap_or_default();
+        let addresses: Vec<u64> = value
             .chunks_exact(8)
             .map(|a| layout::u64_at(a, 0))
             .take_while(|a| *a != 0)
-            .collect()
+            .collect();
+        if addresses.is_empty() {
+            return 0;
+        }
+        let id = self.next_stack;
+        self.next_stack = id.wrapping_add(1).max(1);
+        self.stacks.insert(raw, id);
+        out.stacks.push((id, addresses));
+        id
+    }
+
+    fn forget_stacks(&mut self) {
+        if self.stacks.len() < MAX_STACKS {
+            return;
+        }
+        for raw in std::mem::take(&mut self.stacks).into_keys() {
+            if let Some(map) = self.map("stacks") {
+                // Gone already is as good.
+                let _ = map.delete(&(raw - 1).to_le_bytes());
+            }
+        }
     }
 
     // ---- counts ----
@@ -705,6 +723,7 @@ impl Source for Ebpf {
             self.sort(record, out);
         }
         self.lock().records = records;
+        self.forget_stacks();
         let now = clock::boot_now();
         if self.stopped || now.since(self.counted_at) >= COUNTS_EVERY {
             self.count(now, out);
