@@ -8,6 +8,7 @@ pub mod ebpf;
 mod elf;
 mod maps;
 pub mod pollers;
+pub mod preload;
 pub mod proc;
 mod sys;
 

@@ -90,6 +90,15 @@ pub(crate) fn register(object: &Object) {
     }
 }
 
+/// [`register`], and makes every later binding to `object` lead to the stubs, whatever kind it is: the dynamic linker asks an auditor about jump
+/// slots and `dlsym` alone, and not about the pointers through which code built with `-fno-plt` calls. Says whether it could be done.
+pub(crate) fn redirect(object: &Object) -> bool {
+    object.redirect(|name, real| {
+        let stub = stub_for(name, real);
+        (stub != real).then_some(stub)
+    })
+}
+
 /// The stub for the function `name` at `real`, or `real` itself when there is none for it.
 pub(crate) fn stub_for(name: &CStr, real: usize) -> usize {
     if real == 0 || is_own_address(real) {

@@ -4,6 +4,8 @@
 
 use core::ffi::{CStr, c_char, c_int};
 
+use crate::sys;
+
 /// The public head of glibc's `struct link_map` (`<link.h>`).
 #[repr(C)]
 pub struct LinkMap {
@@ -227,6 +229,77 @@ impl Object {
                 }
             }
         }
+    }
+
+    /// Makes each function that `other_place` has an answer for be found there instead, by whatever kind of reference: the symbol table of the
+    /// object says so from now on. Says whether it could be done; else nothing has changed. Nothing of the object may be bound yet.
+    ///
+    /// Cost: a few pages become private to the process.
+    pub(crate) fn redirect(
+        &self,
+        mut other_place: impl FnMut(&CStr, usize) -> Option<usize>,
+    ) -> bool {
+        let table = self.symbols as usize;
+        let Some((end, protection)) = self.segment_of(table) else {
+            return false;
+        };
+        let mut writable = false;
+        for name in crate::symbols::SYMBOLS.iter().map(|symbol| symbol.name) {
+            let mut done = true;
+            self.each(name, |index, symbol| {
+                let place = table + index as usize * size_of::<Symbol>();
+                let Some(other) = (place < end)
+                    .then(|| other_place(name, self.base.wrapping_add(symbol.value as usize)))
+                    .flatten()
+                else {
+                    return true;
+                };
+                if !writable {
+                    writable = sys::protect(table, end, protection | sys::PROT_WRITE);
+                    done = writable;
+                }
+                if done {
+                    // SAFETY: inside the table, writable now; nobody else knows the object yet.
+                    unsafe {
+                        (*(place as *mut Symbol)).value = other.wrapping_sub(self.base) as u64
+                    };
+                }
+                done
+            });
+            if !done {
+                return false;
+            }
+        }
+        if writable {
+            sys::protect(table, end, protection);
+        }
+        true
+    }
+
+    /// End and protection of the segment that holds `place`, by the program headers that follow the ELF header in memory.
+    fn segment_of(&self, place: usize) -> Option<(usize, usize)> {
+        if self.base == 0 || !sys::is_mapped(self.base) {
+            return None;
+        }
+        // SAFETY: the page is there; e_phoff is at 32, e_phnum at 56.
+        let headers = unsafe {
+            if *(self.base as *const [u8; 4]) != *b"\x7fELF" {
+                return None;
+            }
+            let offset = *((self.base + 32) as *const usize);
+            let count = *((self.base + 56) as *const u16) as usize;
+            if offset + count * size_of::<ProgramHeader>() > 4096 {
+                return None;
+            }
+            core::slice::from_raw_parts((self.base + offset) as *const ProgramHeader, count)
+        };
+        let segment = headers.iter().find(|h| {
+            h.kind == PT_LOAD && place.wrapping_sub(self.base + h.address) < h.file_size
+        })?;
+        // PF_R 4, PF_W 2, PF_X 1; PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4.
+        let flags = segment.flags as usize;
+        let protection = (flags >> 2 & 1) | (flags & 2) | (flags & 1) << 2;
+        Some((self.base + segment.address + segment.file_size, protection))
     }
 
     /// Whether the object was linked to a library called as `other` calls itself.

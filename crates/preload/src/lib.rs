@@ -1,8 +1,8 @@
 //! The library that times CUDA calls from inside a job.
 //!
-//! It is an auditor of the dynamic linker (`LD_AUDIT`): when a library that defines CUDA or NCCL entry points is bound to, the linker
-//! asks [`la_symbind64`] where to, and is given a stub. The same file can be preloaded (`LD_PRELOAD`): then the stubs are the
-//! exported names. A stub takes the time, calls the real function, takes the time again and writes a record to the ring of its
+//! It is an auditor of the dynamic linker (`LD_AUDIT`): when a library that defines CUDA or NCCL entry points has been mapped and
+//! nothing is bound to it yet, its symbol table is made to lead to stubs; where that cannot be done, the linker asks [`la_symbind64`]. The
+//! same file can be preloaded (`LD_PRELOAD`): then the stubs are the exported names. A stub takes the time, calls the real function, takes the time again and writes a record to the ring of its
 //! thread, a file in shared memory that outlives the job ([`warptrace_record::ring`]).
 //!
 //! It is a guest. It needs no other library, not even libc: its few system calls are made directly, so that errno, allocator and
@@ -91,10 +91,8 @@ pub unsafe extern "C" fn la_objopen(
 ) -> c_uint {
     // SAFETY: the linker's promise.
     match unsafe { elf::Object::of_link_map(map) } {
-        Some(object) if bind::is_traced(&object) => {
-            bind::register(&object);
-            BIND_TO | BIND_FROM
-        }
+        // Where the object's own symbol table leads to the stubs, there is nothing to ask about.
+        Some(object) if bind::is_traced(&object) && !bind::redirect(&object) => BIND_TO | BIND_FROM,
         _ => BIND_FROM,
     }
 }

@@ -13,6 +13,7 @@ const O_CLOEXEC: usize = 0o2000000;
 const O_NOFOLLOW: usize = 0o400000;
 #[cfg(target_arch = "aarch64")]
 const O_NOFOLLOW: usize = 0o100000;
+pub(crate) const PROT_WRITE: usize = 2;
 const PROT_READ_WRITE: usize = 3;
 const MAP_SHARED: usize = 1;
 const MAP_PRIVATE_ANONYMOUS: usize = 0x22;
@@ -226,6 +227,29 @@ pub(crate) fn keep_from_children(at: usize, len: usize) -> Result<(), Errno> {
 pub(crate) fn zero_in_children(at: usize, len: usize) -> Result<(), Errno> {
     // SAFETY: as above.
     result(unsafe { syscall(nr::MADVISE, [at, len, MADV_WIPEONFORK, 0, 0, 0]) }).map(drop)
+}
+
+/// Gives the pages from that of `from` to that of the byte before `to` the protection; whether it could be done.
+pub(crate) fn protect(from: usize, to: usize, protection: usize) -> bool {
+    // The page size is not known here: one of these fits.
+    [4096, 65536].iter().any(|page| {
+        let begin = from & !(page - 1);
+        // SAFETY: callers widen the protection of pages that they are about to write, or put it back.
+        result(unsafe { syscall(nr::MPROTECT, [begin, to - begin, protection, 0, 0, 0]) }).is_ok()
+    })
+}
+
+/// There is memory at `at`, the begin of a page.
+pub(crate) fn is_mapped(at: usize) -> bool {
+    let mut resident = [0u8; 16];
+    // SAFETY: one byte a page is written.
+    result(unsafe {
+        syscall(
+            nr::MINCORE,
+            [at, 4096, resident.as_mut_ptr() as usize, 0, 0, 0],
+        )
+    })
+    .is_ok()
 }
 
 pub(crate) fn pid() -> u32 {

@@ -23,6 +23,8 @@ pub(crate) mod nr {
     pub(crate) const GETTID: usize = 178;
     pub(crate) const MUNMAP: usize = 215;
     pub(crate) const MMAP: usize = 222;
+    pub(crate) const MPROTECT: usize = 226;
+    pub(crate) const MINCORE: usize = 232;
     pub(crate) const MADVISE: usize = 233;
     pub(crate) const PRLIMIT64: usize = 261;
 }
