@@ -12,7 +12,7 @@ use ratatui::text::{Line, Span};
 use warptrace_api::{Live, LiveOp, cause_words};
 use warptrace_model::Cause;
 
-use crate::text::{bar, bytes, clean, count, duration, elapsed, fit, grouped, percent};
+use crate::text::{bar, bytes, clean, count, duration, elapsed, fit, grouped, percent, wrap};
 use crate::{Sort, View};
 
 /// Draws `live` as `view` wants it over the whole frame. Any size will do, 0 × 0 too.
@@ -39,6 +39,7 @@ fn draw(live: &Live, view: &View, area: Rect, buf: &mut Buffer) {
     let page = usize::from(heights[OPS].saturating_sub(1));
     sections[OPS] = operations(live, view, area.width, page);
     sections[KEYS] = keys(live, view, page);
+    sections[FINDINGS] = findings_in(live, view, area.width, heights[FINDINGS]);
     cut_short(&mut sections[FINDINGS], heights[FINDINGS], view, "findings");
     cut_short(&mut sections[GAPS], heights[GAPS], view, "gaps");
 
@@ -92,7 +93,7 @@ fn sections(live: &Live, view: &View, width: u16) -> [Lines; SECTIONS] {
         host(live, view, width),
         drops(live, view, width),
         gaps(live, view),
-        findings(live, view),
+        findings(live, view, width, Detail::Advice),
         keys(live, view, 0),
     ]
 }
@@ -141,7 +142,7 @@ fn cut_short(lines: &mut Lines, height: u16, view: &View, what: &str) {
     if height > 2 && lines.len() > height {
         let hidden = lines.len() - (height - 1);
         lines.truncate(height - 1);
-        let text = format!("  … {hidden} more lines of {what}");
+        let text = format!("  … {hidden} more {what}");
         lines.push(Line::styled(text, Tone::Dim.style(view)));
     }
 }
@@ -512,7 +513,29 @@ fn gaps(live: &Live, view: &View) -> Lines {
     live.gaps.iter().map(gap).collect()
 }
 
-fn findings(live: &Live, view: &View) -> Lines {
+/// How much is said of each finding. Ascending.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Detail {
+    /// One line, cut.
+    Line,
+    /// The whole title.
+    Title,
+    /// The largest cause as well.
+    Cause,
+    /// What to do as well.
+    Advice,
+}
+
+/// As much of all findings as fits `height` rows; never less than a line of each.
+fn findings_in(live: &Live, view: &View, width: u16, height: u16) -> Lines {
+    [Detail::Advice, Detail::Cause, Detail::Title]
+        .into_iter()
+        .map(|detail| findings(live, view, width, detail))
+        .find(|lines| lines.len() <= usize::from(height))
+        .unwrap_or_else(|| findings(live, view, width, Detail::Line))
+}
+
+fn findings(live: &Live, view: &View, width: u16, detail: Detail) -> Lines {
     if live.findings.is_empty() {
         return vec![Line::styled("no findings yet", Tone::Dim.style(view))];
     }
@@ -523,25 +546,38 @@ fn findings(live: &Live, view: &View) -> Lines {
         format!("{n} FINDINGS")
     };
     let mut lines = vec![Line::styled(title, Tone::Title.style(view))];
+    let width = usize::from(width);
     for finding in &live.findings {
+        let severity = Tone::of_severity(finding.severity).span(view, finding.severity);
+        let room = width.saturating_sub(severity.width() + 2);
+        let mut title = wrap(&clean(&finding.title), room).into_iter();
+        let first = title.next().unwrap_or_default();
         lines.push(Line::from(vec![
-            Tone::of_severity(finding.severity).span(view, finding.severity),
+            severity,
             Span::raw("  "),
-            Span::raw(clean(&finding.title)),
+            Span::raw(first),
         ]));
-        if let Some(most) = finding.blame.first() {
-            let words = Cause::by_name(most.cause).map_or(most.cause, cause_words);
-            let text = format!(
-                "      {} {}  {words}  {}",
-                duration(most.ns),
-                percent(most.share),
-                clean(&most.detail)
-            );
-            lines.push(Line::raw(text.trim_end().to_owned()));
+        let room = width.saturating_sub(6);
+        let indented = |text: String| Line::raw(format!("      {text}"));
+        if detail >= Detail::Title {
+            let rest = title.collect::<Vec<_>>().join(" ");
+            lines.extend(wrap(&rest, room).into_iter().map(indented));
         }
-        if !finding.recommendation.is_empty() {
-            let text = format!("      do  {}", clean(&finding.recommendation));
-            lines.push(Line::styled(text, Tone::Dim.style(view)));
+        if let Some(most) = finding.blame.first().filter(|_| detail >= Detail::Cause) {
+            let words = Cause::by_name(most.cause).map_or(most.cause, cause_words);
+            let (share, who) = (percent(most.share), clean(&most.detail));
+            let text = format!("{} {share} {words} {who}", duration(most.ns));
+            lines.extend(wrap(&text, room).into_iter().map(indented));
+        }
+        if detail >= Detail::Advice {
+            let advice = wrap(&clean(&finding.recommendation), room.saturating_sub(4));
+            for (i, text) in advice.into_iter().enumerate() {
+                let before = if i == 0 { "      do  " } else { "          " };
+                lines.push(Line::styled(
+                    format!("{before}{text}"),
+                    Tone::Dim.style(view),
+                ));
+            }
         }
     }
     lines

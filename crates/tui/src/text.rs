@@ -115,6 +115,22 @@ pub(crate) fn fit(text: &str, width: usize) -> String {
     out
 }
 
+/// `text` in lines of at most `width` characters, broken between words; a longer word stands alone and is cut. No line
+/// for no words.
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(fit(word, width)),
+        }
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +191,14 @@ mod tests {
         }
         assert_eq!(bar(0.3, 10), "███░░░░░░░");
         assert_eq!(bar(0.5, 0), "");
+    }
+
+    #[test]
+    fn text_is_broken_between_words() {
+        assert_eq!(wrap("took 21.4 ms longer", 12), ["took 21.4 ms", "longer"]);
+        assert_eq!(wrap("a cudaStreamSynchronize", 8), ["a", "cudaStr…"]);
+        assert_eq!(wrap("  ", 8), [] as [&str; 0]);
+        assert_eq!(wrap("a b", 0), ["", ""]);
     }
 
     #[test]

@@ -66,7 +66,10 @@ fn finding(severity: &'static str, title: &str, cause: &'static str, detail: &st
             detail: detail.to_owned(),
         }],
         summary: String::new(),
-        recommendation: "taskset -c 2-7 python train.py".to_owned(),
+        recommendation:
+            "give the job its own cores (taskset -c LIST python train.py), or move the other away: \
+                         taskset -apc LIST 4890, renice -n 19 -p 4890"
+                .to_owned(),
         evidence: Vec::new(),
     }
 }
@@ -132,7 +135,7 @@ fn busy() -> Live {
         findings: vec![
             finding(
                 "HIGH",
-                "Waiting for a CPU: steps 412-538 took 21.4 ms longer than usual",
+                "Waiting for a CPU: 126 of wait intervals 412-538 took 21.4 ms longer than usual (38.2 ms → 59.6 ms), 2.70 s in all",
                 "run_queue_wait",
                 "stress-ng (pid 4890) held cpu 1",
             ),
@@ -215,18 +218,18 @@ fn an_ordinary_terminal_shows_everything() {
             cudaMemcpyAsync            4711   0     2368   3.1ms   3.3ms   3.4ms   8.1%
             cudaLaunchKernel           4711   0    47360   2.1µs   5.8µs   9.4µs   1.2% tail
             cuModuleLoadData           4711   -        1  12.4ms  12.4ms  12.4ms   0.0%
-
             HOST, last 10.0s  CPU wait 2.5s  quota 0  disk 160.0ms  reclaim 0  blocked 3.1s
             switches 48,211  block I/O 41  TCP retransmits 0
             CPU held by stress-ng (pid 4890) 2.3s  kworker/1:2 (pid 97) 12.0ms
-
             nothing dropped
             2 FINDINGS
-            HIGH  Waiting for a CPU: steps 412-538 took 21.4 ms longer than usual
-                  2.5s 90.7%  waiting for a CPU  stress-ng (pid 4890) held cpu 1
-                  do  taskset -c 2-7 python train.py
+            HIGH  Waiting for a CPU: 126 of wait intervals 412-538 took 21.4 ms longer than
+                  usual (38.2 ms → 59.6 ms), 2.70 s in all
+                  2.5s 90.7% waiting for a CPU stress-ng (pid 4890) held cpu 1
+                  do  give the job its own cores (taskset -c LIST python train.py), or move
+                      the other away: taskset -apc LIST 4890, renice -n 19 -p 4890
             LOW  Copies take 8 % of a usual step
-                  2.5s 90.7%  copies
+                  2.5s 90.7% copies
             q stop  p pause  s sort: wall  ? help
         "#]],
     );
@@ -244,7 +247,6 @@ fn losses_and_gaps_are_named_and_counted() {
             CPU ██████░░░░ 63.4%  Mem ███░░░░░░░ 31.2%, 44.0 GiB free  Load 3.25  Swap 0 B
             Steal 0.3%  Pressure cpu 31.0%  Pressure io 2.0%  Pressure memory 0.0%
             Major faults 3/s
-
             OPERATION, last 10.0s       PID DEV    COUNT     P50     P95     P99 ▾WALL% FLAG
             cudaStreamSync             4711   0     1184  31.0ms  45.3ms  59.6ms  81.0%
             cudaMemcpyAsync            4711   0     2368   3.1ms   3.3ms   3.4ms   8.1%
@@ -257,11 +259,12 @@ fn losses_and_gaps_are_named_and_counted() {
             gap pid 4711 ran for 12.0 s before it was watched
             gap no nvml (3 times)
             2 FINDINGS
-            HIGH  Waiting for a CPU: steps 412-538 took 21.4 ms longer than usual
-                  2.5s 90.7%  waiting for a CPU  stress-ng (pid 4890) held cpu 1
-                  do  taskset -c 2-7 python train.py
+            HIGH  Waiting for a CPU: 126 of wait intervals 412-538 took 21.4 ms longer than
+                  usual (38.2 ms → 59.6 ms), 2.70 s in all
+                  2.5s 90.7% waiting for a CPU stress-ng (pid 4890) held cpu 1
             LOW  Copies take 8 % of a usual step
-                  2.5s 90.7%  copies
+                  2.5s 90.7% copies
+
             q stop  p pause  s sort: wall  ? help
         "#]],
     );
@@ -288,11 +291,11 @@ fn a_wide_terminal_shows_all_columns() {
             CPU held by stress-ng (pid 4890) 2.3s  kworker/1:2 (pid 97) 12.0ms
             nothing dropped
             2 FINDINGS
-            HIGH  Waiting for a CPU: steps 412-538 took 21.4 ms longer than usual
-                  2.5s 90.7%  waiting for a CPU  stress-ng (pid 4890) held cpu 1
-                  do  taskset -c 2-7 python train.py
+            HIGH  Waiting for a CPU: 126 of wait intervals 412-538 took 21.4 ms longer than usual (38.2 ms → 59.6 ms), 2.70 s in all
+                  2.5s 90.7% waiting for a CPU stress-ng (pid 4890) held cpu 1
+                  do  give the job its own cores (taskset -c LIST python train.py), or move the other away: taskset -apc LIST 4890, renice -n 19 -p 4890
             LOW  Copies take 8 % of a usual step
-                  2.5s 90.7%  copies
+                  2.5s 90.7% copies
             q stop  p pause  s sort: wall  ? help
         "#]],
     );
@@ -313,7 +316,7 @@ fn a_tiny_terminal_keeps_the_target_the_losses_and_the_worst_finding() {
             HOST, last 10.0s  CPU wait 2.5s  quota 0
             DROPPED 1,234  ebpf ring_full 1,200
             2 FINDINGS
-            HIGH  Waiting for a CPU: steps 412-538 t
+            HIGH  Waiting for a CPU: 126 of wait
             ↑↓ 1-2 of 4  q stop  p pause  s sort: wa
         "#]],
     );
