@@ -2,6 +2,8 @@
 
 mod bpf;
 mod ci;
+#[cfg(test)]
+mod docs;
 mod ops;
 mod tidy;
 
