@@ -433,7 +433,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let open = place.path().join("warptrace");
         std::fs::create_dir(&open).unwrap();
-        std::fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
         assert!(install_in(place.path(), b"one").is_err());
     }
 }

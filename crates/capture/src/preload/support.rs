@@ -290,7 +290,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p");
         std::fs::write(&path, elf(2, MACHINE, Some("/lib64/ld-linux-x86-64.so.2"))).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o4755)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o4755)).unwrap();
         // SAFETY: cannot fail.
         if unsafe { libc::getuid() } != 0 {
             assert!(
@@ -300,7 +300,7 @@ mod tests {
             return;
         }
         std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o4755)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o4755)).unwrap();
         assert!(matches!(
             preload_support(&path),
             Err(PreloadUnsupported::SetUser(_))
