@@ -29,9 +29,9 @@ pub const SHADOW_BYTES: u64 = 64 << 10;
 /// Where device 0's memory begins; each device has 1 TiB of addresses. Linux gives no process memory there by itself.
 const DEVICE_BASE: u64 = 0x2000_0000_0000;
 const DEVICE_STRIDE: u64 = 1 << 40;
-/// Where addresses for `cuMemAddressReserve` begin: 64 TiB, above all devices.
+/// Where addresses for `cuMemAddressReserve` begin: 16 TiB, above all devices and below what Linux gives to programs.
 const RESERVE_BASE: u64 = DEVICE_BASE + 16 * DEVICE_STRIDE;
-const RESERVE_END: u64 = RESERVE_BASE + (64 << 40);
+const RESERVE_END: u64 = RESERVE_BASE + (16 << 40);
 /// Handles look like pointers, but are none.
 const FIRST_HANDLE: u64 = 0x6b57_0000_0000;
 /// Allocations up to here share pages with others.

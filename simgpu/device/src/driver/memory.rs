@@ -384,7 +384,7 @@ impl Driver {
     /// Reserves `bytes` of addresses, a multiple of a page.
     ///
     /// # Errors
-    /// `InvalidValue`; `OutOfMemory` when 64 TiB have been reserved.
+    /// `InvalidValue`; `OutOfMemory` when 16 TiB have been reserved.
     pub fn reserve(&mut self, bytes: u64) -> Result<u64> {
         if bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES as u64) {
             return Err(Status::InvalidValue);
