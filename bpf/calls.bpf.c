@@ -336,7 +336,7 @@ static __noinline struct thread_calls *first_call(u64 id)
 SEC("uprobe.multi")
 int call_entry(struct probe_regs *ctx)
 {
-	u64 id = bpf_get_current_pid_tgid(), sp = ENTRY_SP(ctx), cookie;
+	u64 id = current_id(), sp = ENTRY_SP(ctx), cookie;
 	u32 tid = id, depth;
 	struct thread_calls *t = bpf_map_lookup_elem(&calls, &tid);
 	struct args a = {};
@@ -438,7 +438,7 @@ static __noinline u32 find_frame(struct thread_calls *t, u64 sp)
 SEC("uretprobe.multi")
 int call_return(struct probe_regs *ctx)
 {
-	u64 now = bpf_ktime_get_boot_ns(), id = bpf_get_current_pid_tgid(), sp = RETURN_SP(ctx), dur;
+	u64 now = bpf_ktime_get_boot_ns(), id = current_id(), sp = RETURN_SP(ctx), dur;
 	u32 tid = id, i, stack = 0;
 	struct thread_calls *t = bpf_map_lookup_elem(&calls, &tid);
 	const struct op *op;

@@ -44,7 +44,7 @@ int BPF_PROG(block_io_start, struct request *rq)
 	struct task_struct *task = (void *)bpf_get_current_task_btf();
 	struct request_start start = { .id = thread_id(task) };
 
-	if (!settings.all_block_io && !(task->flags & (PF_KTHREAD | PF_IO_WORKER)) && !find_process(task->tgid))
+	if (!settings.all_block_io && !(task->flags & (PF_KTHREAD | PF_IO_WORKER)) && !find_process(start.id >> 32))
 		return 0;
 	start.at = bpf_ktime_get_boot_ns();
 	start.inode = inode_of(rq);
@@ -97,7 +97,7 @@ struct {
 
 static __always_inline int begin_reclaim(void)
 {
-	u64 id = bpf_get_current_pid_tgid(), now;
+	u64 id = current_id(), now;
 
 	if (!find_process(id >> 32))
 		return 0;
@@ -108,7 +108,7 @@ static __always_inline int begin_reclaim(void)
 
 static __always_inline int end_reclaim(u16 flags, u64 pages)
 {
-	u64 id = bpf_get_current_pid_tgid(), *since;
+	u64 id = current_id(), *since;
 	struct record *r;
 
 	if (!maybe_watched(id >> 32))
@@ -168,7 +168,7 @@ int BPF_PROG(compaction_end)
 SEC("tp_btf/mm_vmscan_throttled")
 int BPF_PROG(vmscan_throttled, int nid, int timeout_micros, int delayed_micros)
 {
-	u64 id = bpf_get_current_pid_tgid();
+	u64 id = current_id();
 	struct record *r;
 
 	if (!find_process(id >> 32) || delayed_micros <= 0)
@@ -187,13 +187,13 @@ int BPF_PROG(vmscan_throttled, int nid, int timeout_micros, int delayed_micros)
 SEC("tp_btf/mark_victim")
 int BPF_PROG(mark_victim, struct task_struct *victim)
 {
-	u32 tgid = victim->tgid;
+	u32 tgid = thread_id(victim) >> 32;
 	struct record *r = reserve_host(KIND_PROCESS, SOURCE_HOST, PROCESS_OOM_KILL, (u64)tgid << 32 | tgid);
 
 	if (!r)
 		return 0;
 	r->ts = bpf_ktime_get_boot_ns();
-	r->arg0 = bpf_get_current_pid_tgid() >> 32;
+	r->arg0 = current_id() >> 32;
 	send(r);
 	return 0;
 }

@@ -104,16 +104,30 @@ struct eventpoll {
 	struct rb_root_cached rbr;
 };
 
+struct ns_common {
+	u32 inum;
+};
+
+struct pid_namespace {
+	struct ns_common ns;
+};
+
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+struct pid {
+	u32 level;
+	struct upid numbers[1];
+};
+
 struct cfs_rq {
 	u64 throttled_clock_self_time; /* since 6.6, with CONFIG_CFS_BANDWIDTH */
 };
 
 struct sched_entity {
 	struct cfs_rq *cfs_rq; /* with CONFIG_FAIR_GROUP_SCHED */
-};
-
-struct atomic {
-	int counter;
 };
 
 struct signal_struct {
@@ -133,6 +147,7 @@ struct task_struct {
 	int exit_code;
 	unsigned in_iowait : 1;
 	struct task_struct *group_leader;
+	struct pid *thread_pid;
 	u64 start_boottime;
 	char comm[16];
 	struct files_struct *files;

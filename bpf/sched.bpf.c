@@ -119,10 +119,10 @@ static __always_inline u64 throttled_since(struct thread *t, struct task_struct 
 	return (u64)group == t->group ? group->throttled_clock_self_time - t->throttled : 0;
 }
 
-static __always_inline void send_slice(struct cpu *cpu, const struct task_struct *task, u64 now)
+static __always_inline void send_slice(struct cpu *cpu, const struct task_struct *task, u64 id, u64 now)
 {
-	u64 id = thread_id(task), start = cpu->slice_start;
-	u32 tid = task->pid;
+	u64 start = cpu->slice_start;
+	u32 tid = id;
 	struct comm comm, *known;
 	struct record *r;
 
@@ -333,10 +333,10 @@ static __always_inline void read_sleep(struct thread *t)
 
 /* ---- switches ---- */
 
-static __always_inline void switch_out(bool preempt, struct task_struct *prev, u32 state, u64 now)
+static __always_inline void switch_out(bool preempt, struct task_struct *prev, u64 id, u32 state, u64 now)
 {
 	struct thread new = {}, *t;
-	u32 tid = prev->pid;
+	u32 tid = id;
 	bool preempted = preempt || !state;
 
 	t = bpf_map_lookup_elem(&threads, &tid);
@@ -346,7 +346,7 @@ static __always_inline void switch_out(bool preempt, struct task_struct *prev, u
 		return;
 	}
 	if (!t) {
-		if (prev->flags & PF_EXITING || !find_process(prev->tgid))
+		if (prev->flags & PF_EXITING || !find_process(id >> 32))
 			return;
 		if (bpf_map_update_elem(&threads, &tid, &new, BPF_NOEXIST))
 			lost(LOSS_MAP_FULL);
@@ -376,10 +376,10 @@ static __always_inline void switch_out(bool preempt, struct task_struct *prev, u
 	t->out_at = now;
 }
 
-static __always_inline void switch_in(struct task_struct *prev, struct task_struct *next, u64 now)
+static __always_inline void switch_in(u32 last, struct task_struct *next, u64 id, u64 now)
 {
-	u64 out_at, runnable, throttled, id = thread_id(next);
-	u32 tid = next->pid;
+	u64 out_at, runnable, throttled;
+	u32 tid = id;
 	struct thread *t = bpf_map_lookup_elem(&threads, &tid);
 	struct record *r;
 	struct comm comm;
@@ -420,11 +420,11 @@ static __always_inline void switch_in(struct task_struct *prev, struct task_stru
 	r->arg1 = throttled;
 	if (flags & OFFCPU_PREEMPTED) {
 		r->stack_id = 0;
-		r->stream = (u32)prev->pid;
+		r->stream = last;
 	} else {
 		flags |= t->waker_flags;
 		r->stack_id = t->waker;
-		r->stream = (t->waker >> 32) << 32 | (u32)prev->pid;
+		r->stream = (t->waker >> 32) << 32 | last;
 	}
 	r->flags = flags;
 	send(r);
@@ -434,18 +434,18 @@ SEC("tp_btf/sched_switch")
 int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 state)
 {
 	struct cpu *cpu = this_cpu();
-	bool out = maybe_watched(prev->tgid), in = maybe_watched(next->tgid);
-	u64 now;
+	u64 out_id = thread_id(prev), in_id = thread_id(next), now;
+	bool out = maybe_watched(out_id >> 32), in = maybe_watched(in_id >> 32);
 
 	if (!out && !in && !cpu->waiters)
 		return 0;
 	now = bpf_ktime_get_boot_ns();
 	if (cpu->waiters)
-		send_slice(cpu, prev, now);
+		send_slice(cpu, prev, out_id, now);
 	if (out)
-		switch_out(preempt, prev, state, now);
+		switch_out(preempt, prev, out_id, state, now);
 	if (in)
-		switch_in(prev, next, now);
+		switch_in(out_id, next, in_id, now);
 	return 0;
 }
 
@@ -474,11 +474,12 @@ SEC("tp_btf/sched_waking")
 int sched_waking(u64 *ctx)
 {
 	struct task_struct *p = (void *)ctx[0], *waker;
-	u32 tid = p->pid;
+	u64 id = thread_id(p);
+	u32 tid = id;
 	struct thread *t;
 	u16 flags = 0, number;
 
-	if (!maybe_watched(p->tgid))
+	if (!maybe_watched(id >> 32))
 		return 0;
 	t = bpf_map_lookup_elem(&threads, &tid);
 	if (!t)
@@ -505,11 +506,12 @@ int sched_waking(u64 *ctx)
 SEC("tp_btf/sched_wakeup")
 int BPF_PROG(sched_wakeup, struct task_struct *p)
 {
-	u32 tid = p->pid;
+	u64 id = thread_id(p);
+	u32 tid = id;
 	struct thread *t;
 	u64 now;
 
-	if (!maybe_watched(p->tgid))
+	if (!maybe_watched(id >> 32))
 		return 0;
 	t = bpf_map_lookup_elem(&threads, &tid);
 	if (!t || !t->out_at || t->flags & OFFCPU_PREEMPTED)
@@ -525,11 +527,11 @@ int BPF_PROG(sched_wakeup, struct task_struct *p)
 SEC("tp_btf/sched_wakeup_new")
 int BPF_PROG(sched_wakeup_new, struct task_struct *p)
 {
-	u64 now;
-	u32 tid = p->pid;
+	u64 id = thread_id(p), now;
+	u32 tid = id;
 	struct thread new = { .flags = OFFCPU_PREEMPTED, .syscall = NO_SYSCALL, .fd = -1 }, *t;
 
-	if (!find_process(p->tgid))
+	if (!find_process(id >> 32))
 		return 0;
 	now = bpf_ktime_get_boot_ns();
 	new.out_at = now;
@@ -548,10 +550,11 @@ int BPF_PROG(sched_wakeup_new, struct task_struct *p)
 SEC("tp_btf/sched_migrate_task")
 int BPF_PROG(sched_migrate_task, struct task_struct *p, int dest)
 {
-	u32 tid = p->pid;
+	u64 id = thread_id(p);
+	u32 tid = id;
 	struct thread *t;
 
-	if (!maybe_watched(p->tgid))
+	if (!maybe_watched(id >> 32))
 		return 0;
 	t = bpf_map_lookup_elem(&threads, &tid);
 	if (!t || !t->waits_on)
@@ -566,40 +569,42 @@ int BPF_PROG(sched_migrate_task, struct task_struct *p, int dest)
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(process_fork, struct task_struct *parent, struct task_struct *child)
 {
-	struct process *process = find_process(parent->tgid);
+	u64 id = thread_id(parent), child_id;
 	struct record *r;
 
-	if (!process)
+	if (!find_process(id >> 32))
 		return 0;
+	child_id = thread_id(child);
 	if (child->pid == child->tgid)
-		watch_process(child->tgid, PROCESS_FROM_START);
-	r = reserve_host(KIND_PROCESS, SOURCE_HOST, PROCESS_FORK, thread_id(parent));
+		watch_process(child_id >> 32, PROCESS_FROM_START);
+	r = reserve_host(KIND_PROCESS, SOURCE_HOST, PROCESS_FORK, id);
 	if (!r)
 		return 0;
 	r->ts = bpf_ktime_get_boot_ns();
-	r->arg0 = child->tgid;
-	r->arg1 = child->pid;
+	r->arg0 = child_id >> 32;
+	r->arg1 = (u32)child_id;
 	send(r);
 	return 0;
 }
 
-/* `old` is the thread that called exec; it goes on under the process's own number. */
+/*
+ * `old` is the thread that called exec, as the machine numbers it; it goes on under the process's own number. What other
+ * thread it was is not known in a namespace: its entries wait for the number to come again.
+ */
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(process_exec, struct task_struct *p, int old)
 {
-	u32 tid = old;
+	u64 id = thread_id(p), now;
+	u32 tid = id, other = old;
 	struct record *r;
-	u64 now, id;
 
-	if (!find_process(p->tgid))
+	if (!find_process(id >> 32))
 		return 0;
 	now = bpf_ktime_get_boot_ns();
-	id = thread_id(p);
 	bpf_map_delete_elem(&calls, &tid);
-	if (old != p->pid) {
-		bpf_map_delete_elem(&threads, &tid);
-		tid = p->pid;
-		bpf_map_delete_elem(&calls, &tid);
+	if (old != p->pid && !settings.pid_namespace) {
+		bpf_map_delete_elem(&calls, &other);
+		bpf_map_delete_elem(&threads, &other);
 	}
 	r = reserve_host(KIND_PROCESS, SOURCE_HOST, PROCESS_EXEC, id);
 	if (!r)
@@ -615,8 +620,8 @@ SEC("tp_btf/sched_process_exit")
 int BPF_PROG(process_exit, struct task_struct *p)
 {
 	struct signal_struct *signal = p->signal;
-	u32 tid = p->pid, tgid = p->tgid;
 	u64 id = thread_id(p), now;
+	u32 tid = id, tgid = id >> 32;
 	struct thread *t;
 	struct record *r;
 	bool last;

@@ -33,6 +33,9 @@ const volatile struct settings {
 	u32 listed;
 	/* Block requests of everybody, not only of watched processes and kernel threads that work for them. */
 	u32 all_block_io;
+	/* Inode of the pid namespace in which everything is numbered; 0: the machine's. */
+	u32 pid_namespace;
+	u32 pad;
 } settings SEC(".rodata.settings") = {};
 
 struct {
@@ -88,6 +91,45 @@ static __always_inline struct cpu *this_cpu(void)
 static __always_inline void lost(enum loss reason)
 {
 	__sync_fetch_and_add(&this_cpu()->lost[reason], 1);
+}
+
+/* Marks a number of the machine's in a namespace that does not have the thread. */
+#define FOREIGN 0x80000000u
+
+#define MAX_NAMESPACES 8
+
+static __noinline u32 number_in_namespace(const struct task_struct *task)
+{
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+	u32 level = BPF_CORE_READ(pid, level), machine = BPF_CORE_READ(task, pid);
+	struct upid number;
+
+	if (!machine)
+		return 0;
+	for (u32 i = 1; i < MAX_NAMESPACES && i <= level; i++) {
+		void *at = (void *)pid + bpf_core_field_offset(struct pid, numbers) +
+			   i * bpf_core_type_size(struct upid);
+
+		if (bpf_core_read(&number.ns, sizeof(number.ns), at + bpf_core_field_offset(struct upid, ns)) ||
+		    BPF_CORE_READ(number.ns, ns.inum) != settings.pid_namespace)
+			continue;
+		bpf_core_read(&number.nr, sizeof(number.nr), at + bpf_core_field_offset(struct upid, nr));
+		return number.nr;
+	}
+	return machine | FOREIGN;
+}
+
+/* tgid << 32 | tid, in the namespace of the settings. */
+static __always_inline u64 thread_id(const struct task_struct *task)
+{
+	if (!settings.pid_namespace)
+		return (u64)task->tgid << 32 | (u32)task->pid;
+	return (u64)number_in_namespace(task->group_leader) << 32 | number_in_namespace(task);
+}
+
+static __always_inline u64 current_id(void)
+{
+	return settings.pid_namespace ? thread_id((void *)bpf_get_current_task_btf()) : bpf_get_current_pid_tgid();
 }
 
 static __always_inline bool maybe_watched(u32 tgid)
@@ -163,11 +205,6 @@ static __always_inline struct record *reserve_host(u8 kind, u8 source, u16 op, u
 	r->arg1 = 0;
 	r->stream = 0;
 	return r;
-}
-
-static __always_inline u64 thread_id(const struct task_struct *task)
-{
-	return (u64)task->tgid << 32 | (u32)task->pid;
 }
 
 /* A thread's name, sent whenever it is new. */

@@ -616,6 +616,33 @@ fn a_thread_that_reads_a_pipe_is_woken_by_the_one_that_writes() {
 }
 
 #[test]
+fn in_a_pid_namespace_processes_have_its_numbers() {
+    // The same tests, where this process is the first of a namespace.
+    let names = [
+        "a_forked_child_is_followed_and_its_end_is_told",
+        "a_program_that_starts_later_is_traced_and_known_from_its_start",
+        "waiting_for_a_cpu_agrees_with_the_kernel_and_names_the_hog",
+    ];
+    if Kernel::probe().refusal().is_some() {
+        return skip("eBPF is refused");
+    }
+    let ran = Command::new("unshare")
+        .args(["--pid", "--fork", "--mount-proc"])
+        .arg(std::env::current_exe().unwrap())
+        .arg("--exact")
+        .args(names)
+        .output();
+    let Ok(ran) = ran else {
+        return skip("no unshare");
+    };
+    let said = String::from_utf8_lossy(&ran.stdout);
+    if said.is_empty() {
+        return skip(&String::from_utf8_lossy(&ran.stderr));
+    }
+    assert!(ran.status.success() && said.contains("3 passed"), "{said}");
+}
+
+#[test]
 fn a_program_that_starts_later_is_traced_and_known_from_its_start() {
     let dir = or_return!(ready());
     let mut capture = or_return!(Capture::start(&Options::default()));
@@ -768,6 +795,37 @@ fn a_call_that_has_not_returned_is_seen_while_it_hangs() {
     assert!(matches!(Event::from_record(call), Some(Event::InFlight(_))));
     target.go().hear("done");
     assert_eq!(capture.ebpf.in_flight(), []);
+}
+
+#[test]
+fn a_long_wait_comes_with_its_stack() {
+    let mut target = Target::start(or_return!(ready()), &["nested"]);
+    target.hear("ready");
+    let mut capture = or_return!(Capture::start(&Options {
+        pids: Some(vec![target.pid()]),
+        stack_min_nanos: 1,
+        ..Options::default()
+    }));
+    target.go().hear("done");
+    capture.until("outer call", |c| !c.calls("cudaDeviceSync").is_empty());
+    let id = capture.calls("cudaDeviceSync")[0].stack_id;
+    let (_, addresses) = capture
+        .batch
+        .stacks
+        .iter()
+        .find(|(i, _)| *i == id)
+        .expect("its stack");
+    // It returned into the program's main function.
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", target.pid())).unwrap();
+    let line = maps.lines().find(|l| {
+        let (from, to) = l.split(' ').next().unwrap().split_once('-').unwrap();
+        let at = |s| u64::from_str_radix(s, 16).unwrap();
+        (at(from)..at(to)).contains(&addresses[0])
+    });
+    assert!(
+        line.is_some_and(|l| l.ends_with("/target")),
+        "{addresses:x?}\n{maps}"
+    );
 }
 
 #[test]
@@ -971,6 +1029,128 @@ fn a_thread_that_waits_for_a_socket_is_woken_by_the_sender() {
         sleeps.iter().any(|o| o.timed && !o.poll_socket),
         "a poll of nothing that timed out: {sleeps:#?}"
     );
+}
+
+/// A control group of one controller, removed when it is dropped: v2 if that has the controller, else v1.
+struct Group(PathBuf);
+
+impl Group {
+    /// `limits`: (file and value of v2), (files and values of v1).
+    fn new(controller: &str, v2: (&str, &str), v1: &[(&str, &str)]) -> Result<Group, String> {
+        let name = format!("warptrace-test-{}", std::process::id());
+        let unified = Path::new("/sys/fs/cgroup/cgroup.subtree_control");
+        let has_v2 = std::fs::read_to_string(unified)
+            .is_ok_and(|c| c.split_whitespace().any(|c| c == controller));
+        let (parent, limits) = if has_v2 {
+            (PathBuf::from("/sys/fs/cgroup"), vec![v2])
+        } else {
+            (Path::new("/sys/fs/cgroup").join(controller), v1.to_vec())
+        };
+        let dir = parent.join(name);
+        std::fs::create_dir(&dir).map_err(|e| format!("no cgroup {dir:?}: {e}"))?;
+        let group = Group(dir);
+        for (file, value) in limits {
+            let path = group.0.join(file);
+            std::fs::write(&path, value).map_err(|e| format!("cannot write {path:?}: {e}"))?;
+        }
+        Ok(group)
+    }
+
+    fn add(&self, pid: u32) {
+        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Its processes have ended, but may still be leaving.
+        for _ in 0..1000 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn time_held_back_by_a_quota_is_told_from_competition() {
+    let dir = or_return!(ready());
+    let limits = Group::new(
+        "cpu",
+        ("cpu.max", "30000 100000"),
+        &[
+            ("cpu.cfs_period_us", "100000"),
+            ("cpu.cfs_quota_us", "30000"),
+        ],
+    );
+    let group = or_return!(limits.map_err(|why| skip(&why)).ok());
+    let mut target = Target::start(dir, &["spin"]);
+    group.add(target.pid());
+    target.hear("ready");
+    let mut capture = or_return!(Capture::of(&[target.pid()]));
+    target.go().hear("done");
+    capture.until("mark at the end", |c| c.calls("cudaSetDevice").len() == 2);
+    let throttled: u64 = capture
+        .off_cpu(target.pid())
+        .iter()
+        .map(|o| o.throttled)
+        .sum();
+    let stat = std::fs::read_to_string(group.0.join("cpu.stat")).unwrap();
+    let field = |name: &str| {
+        let line = stat.lines().find_map(|l| l.strip_prefix(name))?;
+        line.trim().parse::<u64>().ok()
+    };
+    let kernel = field("throttled_time ")
+        .or_else(|| field("throttled_usec ").map(|us| us * 1000))
+        .unwrap();
+    assert!(
+        kernel > 100_000_000,
+        "0.3 s of work at 30 % is held back: {stat}"
+    );
+    assert!(
+        throttled.abs_diff(kernel) * 50 <= kernel,
+        "{throttled} ns by switches, {kernel} ns by the group"
+    );
+    drop(target);
+}
+
+#[test]
+fn reclaim_for_a_memory_limit_is_recorded_where_it_ran() {
+    let dir = or_return!(ready());
+    let limits = Group::new(
+        "memory",
+        ("memory.max", "33554432"),
+        &[("memory.limit_in_bytes", "33554432")],
+    );
+    let group = or_return!(limits.map_err(|why| skip(&why)).ok());
+    let file = dir.join("written");
+    let mut target = Target::start(dir, &["write", &file.to_string_lossy()]);
+    target.hear("ready");
+    group.add(target.pid());
+    let mut capture = or_return!(Capture::of(&[target.pid()]));
+    target.go().hear("done");
+    capture.until("mark at the end", |c| c.calls("cudaSetDevice").len() == 2);
+    let [from, to] = capture.calls("cudaSetDevice")[..] else {
+        unreachable!()
+    };
+    let reclaims: Vec<_> = capture
+        .events()
+        .filter_map(|e| match e {
+            Event::Reclaim(r) if r.cgroup && r.thread.tid.0 == target.pid() => Some(r),
+            _ => None,
+        })
+        .collect();
+    assert!(
+        reclaims.iter().map(|r| r.pages).sum::<u64>() > 1000,
+        "{reclaims:?}"
+    );
+    assert!(
+        reclaims
+            .iter()
+            .all(|r| r.start >= from.start && r.start <= to.end())
+    );
+    drop(target);
 }
 
 // ---- refusals ----

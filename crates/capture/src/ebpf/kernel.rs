@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::Path;
 
 /// First kernel with uprobe-multi links.
 pub const NEEDED: Version = Version(6, 6);
@@ -40,8 +39,8 @@ pub struct Kernel {
     pub tracepoints: Option<BTreeSet<String>>,
     /// Effective capabilities, bits.
     pub capabilities: u64,
-    /// Whether our pids are the machine's.
-    pub initial_pid_namespace: bool,
+    /// Inode of our pid namespace, in which processes are numbered; `None`: the machine's.
+    pub pid_namespace: Option<u32>,
 }
 
 /// Why eBPF capture is not possible here.
@@ -71,9 +70,9 @@ impl Kernel {
                 .ok()
                 .map(|btf| tracepoints(&btf)),
             capabilities: effective_capabilities(&text("/proc/self/status")),
-            // PROC_PID_INIT_INO of include/linux/proc_ns.h.
-            initial_pid_namespace: std::fs::read_link("/proc/self/ns/pid")
-                .is_ok_and(|link| link == Path::new("pid:[4026531836]")),
+            pid_namespace: std::fs::read_link("/proc/self/ns/pid")
+                .ok()
+                .and_then(|link| pid_namespace(&link.to_string_lossy())),
         }
     }
 
@@ -141,6 +140,17 @@ fn tracepoints(btf: &[u8]) -> BTreeSet<String> {
         .collect()
 }
 
+/// The inode in `pid:[4026532201]`, unless it is that of the machine's own (PROC_PID_INIT_INO of include/linux/proc_ns.h).
+fn pid_namespace(link: &str) -> Option<u32> {
+    const INITIAL: u32 = 0xefff_fffc;
+    let inode = link
+        .strip_prefix("pid:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()?;
+    (inode != INITIAL).then_some(inode)
+}
+
 fn effective_capabilities(status: &str) -> u64 {
     status
         .lines()
@@ -158,7 +168,7 @@ mod tests {
             release: "6.8.0-45-generic".into(),
             tracepoints: Some(BTreeSet::new()),
             capabilities: 1 << 38 | 1 << 39,
-            initial_pid_namespace: true,
+            pid_namespace: None,
         }
     }
 
@@ -202,6 +212,13 @@ mod tests {
             none.contains("CAP_PERFMON and CAP_BPF are missing"),
             "{none}"
         );
+    }
+
+    #[test]
+    fn the_machines_own_pid_namespace_is_none() {
+        assert_eq!(pid_namespace("pid:[4026531836]"), None);
+        assert_eq!(pid_namespace("pid:[4026532201]"), Some(4_026_532_201));
+        assert_eq!(pid_namespace("nonsense"), None);
     }
 
     #[test]

@@ -19,10 +19,11 @@ pub(super) struct Settings {
     pub(super) stack_min: u64,
     pub(super) listed: bool,
     pub(super) all_block_io: bool,
+    pub(super) pid_namespace: u32,
 }
 
 impl Settings {
-    pub(super) const BYTES: usize = 40;
+    pub(super) const BYTES: usize = 48;
 
     pub(super) fn encode(&self) -> [u8; Settings::BYTES] {
         let mut out = [0; Settings::BYTES];
@@ -37,6 +38,7 @@ impl Settings {
         }
         out[32..36].copy_from_slice(&u32::from(self.listed).to_le_bytes());
         out[36..40].copy_from_slice(&u32::from(self.all_block_io).to_le_bytes());
+        out[40..44].copy_from_slice(&self.pid_namespace.to_le_bytes());
         out
     }
 }
@@ -251,6 +253,8 @@ mod tests {
                 ("stack_min", 24),
                 ("listed", 32),
                 ("all_block_io", 36),
+                ("pid_namespace", 40),
+                ("pad", 44),
             ],
             Settings::BYTES,
         );

@@ -5,6 +5,9 @@
 //! CAP_BPF and CAP_PERFMON; CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH to look into other users' processes. What a machine
 //! does not have (a tracepoint, a library's symbols) is a gap, said once. It does not know what a record means for a unit.
 //!
+//! Processes and threads are numbered as our own pid namespace does. One that is not in it (a hog of the machine, seen
+//! from a container) keeps the machine's number with the top bit set.
+//!
 //! Nobody is woken by a record: [`Source::poll`] is called every few ms to 50 ms, and [`Ebpf::wait`] returns early only
 //! when the ring is a quarter full. Dropping the value stops everything, as does the end of this process, however it
 //! comes: nothing is pinned.
@@ -227,12 +230,6 @@ impl Ebpf {
             gaps,
             stopped: false,
         };
-        if !ebpf.kernel.initial_pid_namespace {
-            ebpf.gap(
-                GapCode::ProbeMissing,
-                "this is not the machine's pid namespace: processes are numbered as the machine does".to_owned(),
-            );
-        }
         for pid in options.pids.iter().flatten() {
             ebpf.watch(*pid, false)?;
         }
@@ -821,6 +818,7 @@ fn load(
         stack_min: options.stack_min_nanos,
         listed: options.pids.is_some(),
         all_block_io: options.all_block_io,
+        pid_namespace: kernel.pid_namespace.unwrap_or(0),
     };
     configure(&mut open, &settings, options.ring_bytes).map_err(|e| refused("settings", e))?;
     open.load().map_err(|e| refused("programs", e))
