@@ -616,26 +616,30 @@ int BPF_PROG(process_exec, struct task_struct *p, int old)
 	return 0;
 }
 
+/*
+ * Every thread comes by, in any order: `live` may be 0 for more than one of them, so the process ends with whoever takes
+ * it out of the map.
+ */
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(process_exit, struct task_struct *p)
 {
-	struct signal_struct *signal = p->signal;
 	u64 id = thread_id(p), now;
 	u32 tid = id, tgid = id >> 32;
+	struct signal_struct *signal;
 	struct thread *t;
 	struct record *r;
-	bool last;
 
-	if (!find_process(tgid))
+	if (!maybe_watched(tgid))
 		return 0;
 	now = bpf_ktime_get_boot_ns();
 	end_calls(tid, id, now);
 	t = bpf_map_lookup_elem(&threads, &tid);
+	if (!t && !find_process(tgid))
+		return 0;
 	if (t) {
 		end_wait(t);
 		bpf_map_delete_elem(&threads, &tid);
 	}
-	last = signal->live.counter == 0;
 	if (tid != tgid) {
 		r = reserve_host(KIND_PROCESS, SOURCE_HOST, PROCESS_EXIT, id);
 		if (r) {
@@ -643,14 +647,15 @@ int BPF_PROG(process_exit, struct task_struct *p)
 			send(r);
 		}
 	}
-	if (!last)
+	signal = p->signal;
+	if (signal->live.counter || bpf_map_delete_elem(&processes, &tgid))
 		return 0;
-	bpf_map_delete_elem(&processes, &tgid);
 	r = reserve_host(KIND_PROCESS, SOURCE_HOST, PROCESS_EXIT, (u64)tgid << 32 | tgid);
 	if (!r)
 		return 0;
 	r->ts = now;
-	r->ret = signal->flags & SIGNAL_GROUP_EXIT ? signal->group_exit_code : p->exit_code;
+	r->ret = signal->flags & SIGNAL_GROUP_EXIT ? signal->group_exit_code :
+						     BPF_CORE_READ(p, group_leader, exit_code);
 	send(r);
 	return 0;
 }

@@ -4,6 +4,7 @@
 //! allowed here, in the modules that speak to the kernel and to shared memory.
 
 pub mod clock;
+pub mod discover;
 pub mod ebpf;
 mod elf;
 mod maps;

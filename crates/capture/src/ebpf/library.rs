@@ -39,7 +39,7 @@ pub enum AttachError {
 
 /// Whether a file of this name may hold CUDA's or NCCL's entry points: the libraries themselves, under the names that
 /// wheels give them too (`libcudart-d0da41ae.so.11.0`), and PyTorch's, which may hold NCCL.
-pub(super) fn is_candidate(file_name: &str) -> bool {
+pub(crate) fn is_candidate(file_name: &str) -> bool {
     const STEMS: [&str; 4] = ["libcudart", "libcuda.so", "libnccl", "libtorch_cuda"];
     file_name.contains(".so") && STEMS.iter().any(|stem| file_name.starts_with(stem))
 }

@@ -40,6 +40,7 @@ use self::mappings::{Mappings, Seen};
 use crate::{Batch, Source, SourceError, clock, maps, proc};
 
 pub use self::library::AttachError;
+pub(crate) use self::library::is_candidate;
 
 #[cfg(target_arch = "x86_64")]
 static OBJECT: &[u8] = include_bytes!("../../../../bpf/warptrace.x86_64.bpf.o");
@@ -163,6 +164,8 @@ pub struct Ebpf {
     losses: [u64; layout::LOSSES],
     /// Watched processes.
     job: HashSet<u32>,
+    /// Those that were named, and are not told of yet.
+    named: Vec<u32>,
     /// Processes whose facts were sent.
     told: HashSet<u32>,
     /// Processes that ended since the last count.
@@ -222,6 +225,7 @@ impl Ebpf {
             counted_at: started,
             losses: [0; layout::LOSSES],
             job: HashSet::new(),
+            named: Vec::new(),
             told: HashSet::new(),
             ended: Vec::new(),
             paths: HashMap::new(),
@@ -276,6 +280,7 @@ impl Ebpf {
             })
             .map_err(|e| refused("program watch", e))?;
         self.job.insert(pid);
+        self.named.push(pid);
         Ok(())
     }
 
@@ -459,6 +464,7 @@ impl Ebpf {
                 // It may have been told of as somebody who was in the way.
                 self.told.remove(&r.pid);
                 self.tell_process(r.pid, out);
+                tell_threads(r.pid, out);
                 return;
             }
             process::FORK if r.arg0 == r.arg1 => {
@@ -708,6 +714,10 @@ impl Source for Ebpf {
 
     fn poll(&mut self, out: &mut Batch) -> Result<(), SourceError> {
         self.poll_mappings();
+        for pid in std::mem::take(&mut self.named) {
+            self.tell_process(pid, out);
+            tell_threads(pid, out);
+        }
         let taken = self.ring.consume_raw_n(MAX_POLL);
         if taken < 0 {
             return Err(SourceError::Refused {
@@ -747,6 +757,18 @@ impl Source for Ebpf {
                 scope.spawn(move || drop(link));
             }
         });
+    }
+}
+
+/// Sends the names of threads that may not run for long: the others name themselves when they do.
+fn tell_threads(pid: u32, out: &mut Batch) {
+    for tid in proc::unsorted_tids(pid) {
+        if let Some(name) = proc::thread_name(pid, tid) {
+            out.names.push(ThreadName {
+                thread: Thread::new(pid, tid),
+                name: name.into(),
+            });
+        }
     }
 }
 
