@@ -128,7 +128,7 @@ export!(cuDeviceCanAccessPeer => (can: *mut c_int, device: CUdevice, peer: CUdev
 /// shape only. Others are 0, as for a feature that a device lacks.
 fn attribute(number: c_int, device: usize) -> c_int {
     match number {
-        1 | 2 | 3 => 1024,         // threads per block; block dimension x, y
+        1..=3 => 1024,             // threads per block; block dimension x, y
         4 => 64,                   // block dimension z
         5 => 0x7fff_ffff,          // grid dimension x
         6 | 7 => 65535,            // grid dimension y, z

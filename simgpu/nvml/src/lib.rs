@@ -144,13 +144,11 @@ export! {
     nvmlInit_v2 => () { initialise() }
 
     nvmlInit => () {
-        let begun = initialise();
-        begun
+        initialise()
     }
 
     nvmlInitWithFlags => (_flags: c_uint) {
-        initialise()?;
-        Ok(())
+        initialise()
     }
 
     nvmlShutdown => () {

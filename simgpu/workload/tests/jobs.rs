@@ -266,7 +266,11 @@ fn options_that_mean_nothing_are_refused() {
 
 #[test]
 fn a_python_program_trains_through_ctypes() {
-    if std::process::Command::new("python3").arg("-V").output().is_err() {
+    if std::process::Command::new("python3")
+        .arg("-V")
+        .output()
+        .is_err()
+    {
         eprintln!("skipped: no python3 on this machine");
         return;
     }
