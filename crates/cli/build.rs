@@ -9,15 +9,28 @@ use std::process::Command;
 
 /// Package, file that cargo makes of it, name that the binary gives it.
 const GUESTS: &[(&str, &str, &str)] = &[
-    ("warptrace-preload", "libwarptrace_preload.so", "libwarptrace_preload.so"),
+    (
+        "warptrace-preload",
+        "libwarptrace_preload.so",
+        "libwarptrace_preload.so",
+    ),
     ("simgpu-cudart", "libsimgpu_cudart.so", "libcudart.so.12"),
     ("simgpu-cuda", "libsimgpu_cuda.so", "libcuda.so.1"),
     ("simgpu-nvml", "libsimgpu_nvml.so", "libnvidia-ml.so.1"),
 ];
 
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace is there");
-    for folder in ["simgpu", "crates/preload", "crates/record", "Cargo.toml", "Cargo.lock"] {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .expect("the workspace is there");
+    for folder in [
+        "simgpu",
+        "crates/preload",
+        "crates/record",
+        "Cargo.toml",
+        "Cargo.lock",
+    ] {
         println!("cargo::rerun-if-changed={}", root.join(folder).display());
     }
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -25,7 +38,17 @@ fn main() {
     let folder = out.join("guests");
 
     let mut cargo = Command::new(std::env::var_os("CARGO").expect("cargo sets CARGO"));
-    cargo.current_dir(&root).args(["build", "--release", "--locked", "--target", &target, "--target-dir"]).arg(&folder);
+    cargo
+        .current_dir(&root)
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--target",
+            &target,
+            "--target-dir",
+        ])
+        .arg(&folder);
     for (package, ..) in GUESTS {
         cargo.args(["--package", package]);
     }
@@ -35,16 +58,28 @@ fn main() {
     cargo.env("CARGO_PROFILE_RELEASE_LTO", "fat");
     cargo.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
     cargo.env("CARGO_PROFILE_RELEASE_DEBUG", "0");
-    for name in ["RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR", "RUSTC_WORKSPACE_WRAPPER", "CARGO_MAKEFLAGS"] {
+    for name in [
+        "RUSTFLAGS",
+        "CARGO_TARGET_DIR",
+        "CARGO_BUILD_TARGET_DIR",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "CARGO_MAKEFLAGS",
+    ] {
         cargo.env_remove(name);
     }
     let status = cargo.status().expect("cargo can be started");
-    assert!(status.success(), "building the embedded libraries failed: {status}");
+    assert!(
+        status.success(),
+        "building the embedded libraries failed: {status}"
+    );
 
     let mut list = String::from("&[\n");
     for (_, file, name) in GUESTS {
         let built = folder.join(&target).join("release").join(file);
-        list += &format!("    Guest {{ name: {name:?}, bytes: include_bytes!({:?}) }},\n", built.display().to_string());
+        list += &format!(
+            "    Guest {{ name: {name:?}, bytes: include_bytes!({:?}) }},\n",
+            built.display().to_string()
+        );
     }
     list += "]\n";
     std::fs::write(out.join("guests.rs"), list).expect("OUT_DIR can be written");

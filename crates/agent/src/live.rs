@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use warptrace_api::{Drop, Finding, Gap as GapAnswer, HostContext, Live, LiveOp};
+use warptrace_api::{Drop, Finding, Gap as GapAnswer, HostContext, Live, LiveOp, command_text};
 use warptrace_engine::{Engine, OpStats};
 use warptrace_model::{
     BootNanos, ClockAnchor, Event, FileType, Finding as ModelFinding, Gap, Loss, Pid, SystemSample,
@@ -98,7 +98,8 @@ impl LiveState {
                     if self.commands.len() >= MAX_NAMES {
                         self.commands.clear();
                     }
-                    self.commands.insert(e.incarnation.pid, e.command.join(" "));
+                    self.commands
+                        .insert(e.incarnation.pid, command_text(&e.command));
                 }
                 Event::System(e) => self.system = Some(**e),
                 Event::Lost(e) => self.losses(&[*e]),

@@ -99,7 +99,7 @@ impl Recording {
 
         let state = LiveState::new(
             target,
-            writer.id().to_owned(),
+            writer.meta().id.clone(),
             sources.iter().map(|s| s.name()).collect(),
         );
         let pipeline = Pipeline {

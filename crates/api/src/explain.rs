@@ -62,7 +62,7 @@ pub fn explain(session: &Session, question: &ExplainQuestion) -> Result<Explain,
         processes
             .iter()
             .find(|p| p.incarnation.pid == process.pid)
-            .map_or_else(String::new, |p| p.command.join(" "))
+            .map_or_else(String::new, |p| words::command_text(&p.command))
     };
     let mut findings: Vec<ModelFinding> = session.findings()?;
     findings.retain(|f| f.window.end >= window.start && f.window.start <= window.end);

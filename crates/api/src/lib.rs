@@ -15,4 +15,4 @@ pub use answer::{
 };
 pub use explain::{ExplainError, ExplainQuestion, explain};
 pub use live::{HostContext, Live, LiveOp};
-pub use words::{category_words, cause_words, duration_text};
+pub use words::{category_words, cause_words, command_text, duration_text};

@@ -237,6 +237,25 @@ pub(crate) fn recommendation(f: &Finding, command: &str) -> String {
     }
 }
 
+/// A command line as a person would type it again: the program without its folder, arguments cut when they are long.
+pub fn command_text(command: &[String]) -> String {
+    const LONGEST: usize = 60;
+    let mut words = command.iter();
+    let mut text = words
+        .next()
+        .map_or("", |path| path.rsplit('/').next().unwrap_or(path))
+        .to_owned();
+    for word in words {
+        if text.len() + word.len() >= LONGEST {
+            text += " …";
+            break;
+        }
+        text.push(' ');
+        text += word;
+    }
+    text
+}
+
 fn percent(part: u64, whole: u64) -> String {
     if whole == 0 {
         return "0 %".into();

@@ -10,39 +10,58 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// Watches a training or inference process from outside (`trace`, by eBPF, as root) or from inside without root
 /// (`record`), and explains each stall in milliseconds that add up.
 #[derive(Debug, Parser)]
-#[command(name = "warptrace", version, max_term_width = 100, disable_help_subcommand = true)]
-#[command(after_help = "Exit codes: 0 done, 1 the answer is bad (a check failed, --fail-on), 2 could not run. With a \
+#[command(
+    name = "warptrace",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 the answer is bad (a check failed, --fail-on), 2 could not run. With a \
     command: its own code, 128 + n when signal n killed it; 125 when warptrace failed, 126 when the command cannot be \
-    executed, 127 when it was not found.")]
-pub struct Cli {
+    executed, 127 when it was not found."
+)]
+pub(crate) struct Cli {
     #[command(flatten)]
-    pub global: Global,
+    pub(crate) global: Global,
     #[command(subcommand)]
-    pub command: Option<Command>,
+    pub(crate) command: Option<Command>,
 }
 
 #[derive(Debug, Args)]
-pub struct Global {
+pub(crate) struct Global {
     /// Where sessions are kept [default: $XDG_DATA_HOME/warptrace]
-    #[arg(long, global = true, value_name = "DIR", env = "WARPTRACE_DATA", hide_env_values = true)]
-    pub data: Option<PathBuf>,
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "WARPTRACE_DATA",
+        hide_env_values = true
+    )]
+    pub(crate) data: Option<PathBuf>,
     /// Colour in the output
-    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value = "auto")]
-    pub color: Color,
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value = "auto"
+    )]
+    pub(crate) color: Color,
     /// Tell more on stderr; twice for debugging
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    pub verbose: u8,
+    pub(crate) verbose: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Color {
+pub(crate) enum Color {
     Auto,
     Always,
     Never,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Say what can be recorded on this machine, and what is missing
     Check(CheckArgs),
     /// Run a command and record it from inside: no root, no change to the command
@@ -73,55 +92,55 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
-pub struct JsonFlag {
+pub(crate) struct JsonFlag {
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
-pub struct CheckArgs {
+pub(crate) struct CheckArgs {
     #[command(flatten)]
-    pub output: JsonFlag,
+    pub(crate) output: JsonFlag,
 }
 
 #[derive(Debug, Args)]
-pub struct RecordArgs {
+pub(crate) struct RecordArgs {
     /// Print the explanation as JSON when the command has ended (its own output goes on as usual)
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
     /// Do not explain at the end
     #[arg(long)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
     /// The command and its arguments, after --
     #[arg(last = true, required = true, value_name = "CMD")]
-    pub command: Vec<std::ffi::OsString>,
+    pub(crate) command: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, Args)]
-pub struct TraceArgs {
+pub(crate) struct TraceArgs {
     /// Only these processes and their children [default: every CUDA process]
     #[arg(short, long, value_name = "PID", value_delimiter = ',', num_args = 1..)]
-    pub pid: Vec<u32>,
+    pub(crate) pid: Vec<u32>,
     /// Stop after this time (30s, 5m, 2h)
     #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
-    pub duration: Option<Duration>,
+    pub(crate) duration: Option<Duration>,
     /// JSON lines instead of the table: findings, drops and a status a minute; `events` adds every event
     #[arg(long, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "findings")]
-    pub json: Option<TraceJson>,
+    pub(crate) json: Option<TraceJson>,
     /// Kernel buffer for records, a power of two
     #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_ring_size)]
-    pub ring_size: u32,
+    pub(crate) ring_size: u32,
     /// Do not explain at the end
     #[arg(long)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
     /// Start this command and trace it, after --
     #[arg(last = true, value_name = "CMD", conflicts_with = "pid")]
-    pub command: Vec<std::ffi::OsString>,
+    pub(crate) command: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum TraceJson {
+pub(crate) enum TraceJson {
     /// Findings, drops, a status line a minute
     Findings,
     /// Every event as well
@@ -129,49 +148,49 @@ pub enum TraceJson {
 }
 
 #[derive(Debug, Args)]
-pub struct ExplainArgs {
+pub(crate) struct ExplainArgs {
     /// Session: its id, the beginning of it, or its folder [default: the newest]
-    pub session: Option<String>,
+    pub(crate) session: Option<String>,
     /// Only the last part of it (90s, 5m)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub since: Option<Duration>,
+    pub(crate) since: Option<Duration>,
     /// One finding, with all its evidence
     #[arg(long, value_name = "ID")]
-    pub finding: Option<String>,
+    pub(crate) finding: Option<String>,
     /// Exit with 1 when there is a finding of this severity or above (low, medium, high, critical)
     #[arg(long, value_name = "SEVERITY", value_parser = parse_severity)]
-    pub fail_on: Option<warptrace_model::Severity>,
+    pub(crate) fail_on: Option<warptrace_model::Severity>,
     #[command(flatten)]
-    pub output: JsonFlag,
+    pub(crate) output: JsonFlag,
 }
 
 #[derive(Debug, Args)]
-pub struct QueryArgs {
+pub(crate) struct QueryArgs {
     /// For example: "select op, count(*), sum(dur_ns) from events group by op order by 3 desc"
-    pub sql: String,
+    pub(crate) sql: String,
     /// Session: its id, the beginning of it, or its folder; several times for several [default: the newest]
     #[arg(long, value_name = "SESSION")]
-    pub session: Vec<String>,
+    pub(crate) session: Vec<String>,
     /// Rows at most
     #[arg(long, value_name = "N", default_value_t = 10_000)]
-    pub max_rows: usize,
+    pub(crate) max_rows: usize,
     /// Give up after this time
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     #[command(flatten)]
-    pub output: JsonFlag,
+    pub(crate) output: JsonFlag,
 }
 
 #[derive(Debug, Args)]
-pub struct SessionsArgs {
+pub(crate) struct SessionsArgs {
     #[command(subcommand)]
-    pub command: Option<SessionsCommand>,
+    pub(crate) command: Option<SessionsCommand>,
     #[command(flatten)]
-    pub output: JsonFlag,
+    pub(crate) output: JsonFlag,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum SessionsCommand {
+pub(crate) enum SessionsCommand {
     /// Remove sessions
     Rm {
         /// Ids, or unique beginnings of them
@@ -190,57 +209,57 @@ pub enum SessionsCommand {
 }
 
 #[derive(Debug, Args)]
-pub struct DemoArgs {
+pub(crate) struct DemoArgs {
     /// Which (see --list)
     #[arg(default_value = "incident")]
-    pub scenario: String,
+    pub(crate) scenario: String,
     /// List the scenarios
     #[arg(long)]
-    pub list: bool,
+    pub(crate) list: bool,
     /// How to record [default: ebpf where it is allowed, else preload]
     #[arg(long, value_enum, value_name = "BACKEND")]
-    pub capture: Option<Backend>,
+    pub(crate) capture: Option<Backend>,
     /// How long the workload runs
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    pub duration: Option<Duration>,
+    pub(crate) duration: Option<Duration>,
     /// Write what the injector knows of its own effect, as JSON
     #[arg(long, hide = true, value_name = "FILE")]
-    pub truth: Option<PathBuf>,
+    pub(crate) truth: Option<PathBuf>,
     #[command(flatten)]
-    pub output: JsonFlag,
+    pub(crate) output: JsonFlag,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Backend {
+pub(crate) enum Backend {
     Ebpf,
     Preload,
 }
 
 #[derive(Debug, Args)]
-pub struct CompletionsArgs {
+pub(crate) struct CompletionsArgs {
     #[arg(value_enum)]
-    pub shell: clap_complete::Shell,
+    pub(crate) shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Args)]
-pub struct WorkloadArgs {
+pub(crate) struct WorkloadArgs {
     /// JSON: which workload, and its options
-    pub options: String,
+    pub(crate) options: String,
 }
 
 #[derive(Debug, Args)]
-pub struct GatedExecArgs {
+pub(crate) struct GatedExecArgs {
     /// Descriptor whose end of file lets the command go
     #[arg(long)]
-    pub gate: i32,
+    pub(crate) gate: i32,
     #[arg(last = true, required = true)]
-    pub command: Vec<std::ffi::OsString>,
+    pub(crate) command: Vec<std::ffi::OsString>,
 }
 
 #[derive(Debug, Args)]
-pub struct FaultArgs {
+pub(crate) struct FaultArgs {
     /// JSON: which fault, and its options
-    pub options: String,
+    pub(crate) options: String,
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -252,12 +271,16 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_severity(text: &str) -> Result<warptrace_model::Severity, String> {
-    warptrace_model::Severity::by_name(text).ok_or_else(|| "one of low, medium, high, critical".into())
+    warptrace_model::Severity::by_name(text)
+        .ok_or_else(|| "one of low, medium, high, critical".into())
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {
-    let wrong = || "not a size: write a number with a unit (4096, 512KiB, 500MiB, 10GiB)".to_owned();
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let wrong =
+        || "not a size: write a number with a unit (4096, 512KiB, 500MiB, 10GiB)".to_owned();
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let number: u64 = text[..split].parse().map_err(|_| wrong())?;
     let unit: u64 = match text[split..].trim() {
         "" | "B" => 1,
@@ -272,12 +295,22 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 
 fn parse_ring_size(text: &str) -> Result<u32, String> {
     let bytes = parse_bytes(text)?;
-    let human = |b: u64| if b >= 1 << 20 { format!("{}MiB", b >> 20) } else { format!("{}KiB", b >> 10) };
+    let human = |b: u64| {
+        if b >= 1 << 20 {
+            format!("{}MiB", b >> 20)
+        } else {
+            format!("{}KiB", b >> 10)
+        }
+    };
     match u32::try_from(bytes) {
         Ok(size) if size.is_power_of_two() && size >= 64 << 10 => Ok(size),
         Ok(size) if size >= 64 << 10 => {
             let below = u64::from(size.next_power_of_two() / 2);
-            Err(format!("{text} is not a power of two (nearest: {}, {})", human(below), human(below * 2)))
+            Err(format!(
+                "{text} is not a power of two (nearest: {}, {})",
+                human(below),
+                human(below * 2)
+            ))
         }
         _ => Err("between 64KiB and 2GiB".into()),
     }
@@ -300,6 +333,9 @@ mod tests {
         assert_eq!(parse_bytes("4096"), Ok(4096));
         assert!(parse_bytes("ten").is_err() && parse_bytes("99999999999999TiB").is_err());
         assert_eq!(parse_ring_size("8MiB"), Ok(8 << 20));
-        assert_eq!(parse_ring_size("3MiB").unwrap_err(), "3MiB is not a power of two (nearest: 2MiB, 4MiB)");
+        assert_eq!(
+            parse_ring_size("3MiB").unwrap_err(),
+            "3MiB is not a power of two (nearest: 2MiB, 4MiB)"
+        );
     }
 }

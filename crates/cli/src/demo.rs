@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use warptrace_capture::ebpf;
+use warptrace_capture::ebpf::kernel::Kernel;
 use warptrace_lab::{Fault, Injected, Plan, Scenario, Truth, Watch};
 
 use crate::args::{Backend, DemoArgs, Global};
@@ -23,13 +23,17 @@ use crate::{explain, guest, output, sessions};
 /// Names the file that is the simulated device. Each demo has its own, so that two on one machine do not meet.
 const DEVICE_VARIABLE: &str = "SIMGPU_SHM";
 
-pub fn run(global: &Global, args: &DemoArgs) -> anyhow::Result<u8> {
+pub(crate) fn run(global: &Global, args: &DemoArgs) -> anyhow::Result<u8> {
     if args.list {
         return list(args.output.json).map(|()| 0);
     }
     let Some(scenario) = warptrace_lab::find(&args.scenario) else {
         let names: Vec<_> = warptrace_lab::scenarios().iter().map(|s| s.name).collect();
-        bail!("no scenario {:?} (there are: {})", args.scenario, names.join(", "));
+        bail!(
+            "no scenario {:?} (there are: {})",
+            args.scenario,
+            names.join(", ")
+        );
     };
     let backend = match args.capture {
         Some(backend) => backend,
@@ -48,11 +52,19 @@ pub fn run(global: &Global, args: &DemoArgs) -> anyhow::Result<u8> {
             Backend::Ebpf => "eBPF",
             Backend::Preload => "preload",
         };
-        eprintln!("{}: {}, on simgpu (no real GPU), recorded by {by}", scenario.name, scenario.summary);
+        eprintln!(
+            "{}: {}, on simgpu (no real GPU), recorded by {by}",
+            scenario.name, scenario.summary
+        );
     }
 
-    let run = Run { plan: &plan, folder: &folder, scenario };
-    let (session, outcome, truth) = run.record(global, backend, length, &signals, !args.output.json)?;
+    let run = Run {
+        plan: &plan,
+        folder: &folder,
+        scenario,
+    };
+    let (session, outcome, truth) =
+        run.record(global, backend, length, &signals, !args.output.json)?;
     if let Some(path) = &args.truth {
         let text = serde_json::to_string(&truth)?;
         std::fs::write(path, text).with_context(|| format!("cannot write {path:?}"))?;
@@ -68,7 +80,9 @@ pub fn run(global: &Global, args: &DemoArgs) -> anyhow::Result<u8> {
     } else {
         let id = &answer.session;
         let text = explain::text(global, &answer, false);
-        output::print(&format!("{text}\nsession {id}      next: warptrace record -- python train.py\n"))?;
+        output::print(&format!(
+            "{text}\nsession {id}      next: warptrace record -- python train.py\n"
+        ))?;
     }
     Ok(0)
 }
@@ -77,8 +91,12 @@ pub fn run(global: &Global, args: &DemoArgs) -> anyhow::Result<u8> {
 /// cannot safely change its own. Returns only when that fails.
 fn start_anew() -> anyhow::Error {
     let device = format!("/dev/shm/simgpu-demo-{}", std::process::id());
-    let error = std::env::current_exe()
-        .map(|own| Command::new(own).args(std::env::args_os().skip(1)).env(DEVICE_VARIABLE, device).exec());
+    let error = std::env::current_exe().map(|own| {
+        Command::new(own)
+            .args(std::env::args_os().skip(1))
+            .env(DEVICE_VARIABLE, device)
+            .exec()
+    });
     match error {
         Ok(e) | Err(e) => anyhow::Error::new(e).context("cannot start the demo"),
     }
@@ -107,9 +125,9 @@ fn list(json: bool) -> anyhow::Result<()> {
 
 /// eBPF where it is allowed.
 fn usual_backend() -> Backend {
-    match ebpf::support() {
-        Ok(()) => Backend::Ebpf,
-        Err(why) => {
+    match Kernel::probe().refusal() {
+        None => Backend::Ebpf,
+        Some(why) => {
             tracing::info!(%why, "recording by preload");
             Backend::Preload
         }
@@ -118,7 +136,8 @@ fn usual_backend() -> Backend {
 
 /// The last CPU that we may use: the first ones serve more interrupts.
 fn spare_cpu() -> anyhow::Result<usize> {
-    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).context("cannot see our CPUs")?;
+    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0))
+        .context("cannot see our CPUs")?;
     (0..nix::sched::CpuSet::count())
         .rev()
         .find(|&cpu| allowed.is_set(cpu).unwrap_or(false))
@@ -144,14 +163,27 @@ impl Run<'_> {
         let own = std::env::current_exe().context("cannot find our own program")?;
         let scratch = Scratch::new(&sessions::data_dir(global)?.path)?;
         let cudart = self.folder.join("simgpu/libcudart.so.12");
-        let task = Task { workload: self.plan.workload.clone(), cudart: cudart.clone(), data: scratch.0.clone() };
+        let task = Task {
+            workload: self.plan.workload.clone(),
+            cudart: cudart.clone(),
+            data: scratch.0.clone(),
+        };
         let program = Program {
             path: own.clone(),
-            command: vec![own.clone().into(), "simgpu-workload".into(), serde_json::to_string(&task)?.into()],
+            command: vec![
+                own.clone().into(),
+                "simgpu-workload".into(),
+                serde_json::to_string(&task)?.into(),
+            ],
         };
         let mut env: Vec<(OsString, OsString)> =
             vec![("LD_LIBRARY_PATH".into(), guest::simgpu_path(self.folder))];
-        env.extend(self.plan.env.iter().map(|(k, v)| (OsString::from(*k), OsString::from(v))));
+        env.extend(
+            self.plan
+                .env
+                .iter()
+                .map(|(k, v)| (OsString::from(*k), OsString::from(v))),
+        );
         let job = Watched {
             program: &program,
             env: env.clone(),
@@ -169,7 +201,9 @@ impl Run<'_> {
         };
         let mut outcome = Outcome::default();
         let session = match backend {
-            Backend::Preload => record::with_preload(global, &job, signals, &mut started, &mut outcome),
+            Backend::Preload => {
+                record::with_preload(global, &job, signals, &mut started, &mut outcome)
+            }
             Backend::Ebpf => {
                 let view = Trace {
                     ring_size: 8 << 20,
@@ -184,7 +218,8 @@ impl Run<'_> {
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
-        let injected = injecting.map(|thread: JoinHandle<Vec<Injected>>| thread.join().unwrap_or_default());
+        let injected =
+            injecting.map(|thread: JoinHandle<Vec<Injected>>| thread.join().unwrap_or_default());
         let truth = Truth {
             scenario: self.scenario.name.to_owned(),
             pid,
@@ -208,36 +243,43 @@ fn inject(
     let began = std::time::Instant::now();
     let faults = plan.faults.clone();
     let (own, cudart, env) = (own.to_owned(), cudart.to_owned(), env.to_vec());
-    let thread = std::thread::Builder::new().name("lab-inject".into()).spawn(move || {
-        let mut running: Vec<(Child, Injected)> = Vec::new();
-        for (after, fault) in faults {
-            std::thread::sleep(after.saturating_sub(began.elapsed()));
-            let name = match fault {
-                Fault::Hog(_) => warptrace_lab::HOG_NAME,
-                Fault::GpuHog { .. } => "simgpu-hog",
-            };
-            let Ok(options) = serde_json::to_string(&(&fault, &cudart)) else { continue };
-            let mut command = Command::new(&own);
-            command.arg("lab-fault").arg(options).envs(env.iter().map(|(k, v)| (k, v)));
-            if let Ok(child) = command.spawn() {
-                let injected = Injected {
-                    name: name.to_owned(),
-                    pid: child.id(),
-                    start_boot_ns: warptrace_capture::clock::boot_now().0,
-                    end_boot_ns: 0,
+    let thread = std::thread::Builder::new()
+        .name("lab-inject".into())
+        .spawn(move || {
+            let mut running: Vec<(Child, Injected)> = Vec::new();
+            for (after, fault) in faults {
+                std::thread::sleep(after.saturating_sub(began.elapsed()));
+                let name = match fault {
+                    Fault::Hog(_) => warptrace_lab::HOG_NAME,
+                    Fault::GpuHog { .. } => "simgpu-hog",
                 };
-                running.push((child, injected));
+                let Ok(options) = serde_json::to_string(&(&fault, &cudart)) else {
+                    continue;
+                };
+                let mut command = Command::new(&own);
+                command
+                    .arg("lab-fault")
+                    .arg(options)
+                    .envs(env.iter().map(|(k, v)| (k, v)));
+                if let Ok(child) = command.spawn() {
+                    let injected = Injected {
+                        name: name.to_owned(),
+                        pid: child.id(),
+                        start_boot_ns: warptrace_capture::clock::boot_now().0,
+                        end_boot_ns: 0,
+                    };
+                    running.push((child, injected));
+                }
             }
-        }
-        running
-            .into_iter()
-            .map(|(mut child, mut injected)| {
-                let _ = child.wait();
-                injected.end_boot_ns = warptrace_capture::clock::boot_now().0;
-                injected
-            })
-            .collect()
-    })?;
+            running
+                .into_iter()
+                .map(|(mut child, mut injected)| {
+                    let _ = child.wait();
+                    injected.end_boot_ns = warptrace_capture::clock::boot_now().0;
+                    injected
+                })
+                .collect()
+        })?;
     Ok(thread)
 }
 
@@ -270,7 +312,8 @@ struct Scratch(PathBuf);
 impl Scratch {
     fn new(base: &Path) -> anyhow::Result<Scratch> {
         let folder = base.join(format!("demo-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {folder:?}"))?;
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make the folder {folder:?}"))?;
         Ok(Scratch(folder))
     }
 }

@@ -7,11 +7,14 @@ use warptrace_model::Severity;
 use crate::args::{ExplainArgs, Global};
 use crate::{output, sessions, show};
 
-pub fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<u8> {
+pub(crate) fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<u8> {
     let folder = sessions::resolve(global, args.session.as_deref())?;
-    let session = sessions::open(&folder).with_context(|| format!("cannot read the session {folder:?}"))?;
+    let session =
+        sessions::open(&folder).with_context(|| format!("cannot read the session {folder:?}"))?;
     let question = ExplainQuestion {
-        since_nanos: args.since.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
+        since_nanos: args
+            .since
+            .map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
         finding: args.finding.clone(),
     };
     let answer = warptrace_api::explain(&session, &question)?;
@@ -20,14 +23,19 @@ pub fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<u8> {
     } else {
         output::print(&text(global, &answer, args.finding.is_some()))?;
     }
-    Ok(u8::from(args.fail_on.is_some_and(|limit| reaches(&answer, limit))))
+    Ok(u8::from(
+        args.fail_on.is_some_and(|limit| reaches(&answer, limit)),
+    ))
 }
 
 /// The answer for people.
-pub fn text(global: &Global, answer: &Explain, one: bool) -> String {
+pub(crate) fn text(global: &Global, answer: &Explain, one: bool) -> String {
     show::explain(answer, output::paint(global), one)
 }
 
 fn reaches(answer: &Explain, limit: Severity) -> bool {
-    answer.findings.iter().any(|f| Severity::by_name(f.severity).is_some_and(|s| s >= limit))
+    answer
+        .findings
+        .iter()
+        .any(|f| Severity::by_name(f.severity).is_some_and(|s| s >= limit))
 }

@@ -20,16 +20,23 @@ static GUESTS: &[Guest] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
 ///
 /// # Errors
 /// When no folder can be written from which a library can be loaded.
-pub fn folder(data: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn folder(data: &Path) -> anyhow::Result<PathBuf> {
     let name = format!("lib-{:016x}", fingerprint());
     let uid = nix::unistd::Uid::effective();
     let mut candidates = vec![data.to_owned()];
-    candidates.extend(std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("warptrace")));
+    candidates.extend(
+        std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("warptrace")),
+    );
     candidates.push(std::env::temp_dir().join(format!("warptrace-{uid}")));
     let mut last = None;
     for base in candidates {
         // The dynamic linker's lists are separated by colons and spaces.
-        if base.as_os_str().as_bytes().iter().any(|b| matches!(b, b':' | b' ' | b';')) {
+        if base
+            .as_os_str()
+            .as_bytes()
+            .iter()
+            .any(|b| matches!(b, b':' | b' ' | b';'))
+        {
             continue;
         }
         match write_all(&base, &name) {
@@ -39,22 +46,27 @@ pub fn folder(data: &Path) -> anyhow::Result<PathBuf> {
     }
     match last {
         Some(e) => Err(e.context("cannot put our libraries where a job can load them")),
-        None => bail!("no folder without a colon or a space in its path for our libraries: set --data to one"),
+        None => bail!(
+            "no folder without a colon or a space in its path for our libraries: set --data to one"
+        ),
     }
 }
 
 /// Path of one carried library in [`folder`].
-pub fn library(folder: &Path, name: &str) -> PathBuf {
+pub(crate) fn library(folder: &Path, name: &str) -> PathBuf {
     folder.join(name)
 }
 
 /// simgpu's libraries, as candidates for probes.
-pub fn simgpu_libraries(folder: &Path) -> Vec<PathBuf> {
-    ["libcudart.so.12", "libcuda.so.1"].iter().map(|name| folder.join("simgpu").join(name)).collect()
+pub(crate) fn simgpu_libraries(folder: &Path) -> Vec<PathBuf> {
+    ["libcudart.so.12", "libcuda.so.1"]
+        .iter()
+        .map(|name| folder.join("simgpu").join(name))
+        .collect()
 }
 
 /// A library path with simgpu's in front.
-pub fn simgpu_path(folder: &Path) -> OsString {
+pub(crate) fn simgpu_path(folder: &Path) -> OsString {
     let mut path = folder.join("simgpu").into_os_string();
     if let Some(more) = std::env::var_os("LD_LIBRARY_PATH").filter(|p| !p.is_empty()) {
         path.push(":");
@@ -75,7 +87,8 @@ fn write_all(base: &Path, name: &str) -> anyhow::Result<PathBuf> {
         bail!("{base:?} belongs to another user ({owner})");
     }
     let folder = base.join(name);
-    std::fs::create_dir_all(folder.join("simgpu")).with_context(|| format!("cannot make the folder {folder:?}"))?;
+    std::fs::create_dir_all(folder.join("simgpu"))
+        .with_context(|| format!("cannot make the folder {folder:?}"))?;
     if let Some((uid, gid)) = crate::launch::calling_user() {
         for dir in [base, &folder, &folder.join("simgpu")] {
             let _ = std::os::unix::fs::chown(dir, Some(uid.as_raw()), Some(gid.as_raw()));
@@ -92,8 +105,10 @@ fn write_all(base: &Path, name: &str) -> anyhow::Result<PathBuf> {
             continue;
         }
         let partial = path.with_extension(format!("part-{}", std::process::id()));
-        let mut file = std::fs::File::create(&partial).with_context(|| format!("cannot write {partial:?}"))?;
-        file.write_all(guest.bytes).with_context(|| format!("cannot write {partial:?}"))?;
+        let mut file =
+            std::fs::File::create(&partial).with_context(|| format!("cannot write {partial:?}"))?;
+        file.write_all(guest.bytes)
+            .with_context(|| format!("cannot write {partial:?}"))?;
         file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
         drop(file);
         std::fs::rename(&partial, &path).with_context(|| format!("cannot write {path:?}"))?;

@@ -1,10 +1,10 @@
 //! Starting the command that is watched: found before anything is recorded, held at a gate until the probes are there,
 //! sent the signals that we get, and outlived.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
 
 use anyhow::Context as _;
@@ -14,22 +14,22 @@ use nix::unistd::{Gid, Uid, User};
 
 /// A command that exists and may be executed.
 #[derive(Debug, Clone)]
-pub struct Program {
+pub(crate) struct Program {
     /// The file that will be executed.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// With the name as typed in front.
-    pub command: Vec<OsString>,
+    pub(crate) command: Vec<OsString>,
 }
 
 /// Why a command cannot be started; the exit code is the shell's.
 #[derive(Debug)]
-pub enum NoProgram {
+pub(crate) enum NoProgram {
     NotFound(String),
     NotExecutable(String),
 }
 
 impl NoProgram {
-    pub fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
             NoProgram::NotFound(_) => 127,
             NoProgram::NotExecutable(_) => 126,
@@ -40,21 +40,30 @@ impl NoProgram {
 impl std::fmt::Display for NoProgram {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            NoProgram::NotFound(name) => write!(f, "no command {name:?} (is it installed, and in PATH?)"),
-            NoProgram::NotExecutable(name) => write!(f, "{name:?} cannot be executed (chmod +x? a folder?)"),
+            NoProgram::NotFound(name) => {
+                write!(f, "no command {name:?} (is it installed, and in PATH?)")
+            }
+            NoProgram::NotExecutable(name) => {
+                write!(f, "{name:?} cannot be executed (chmod +x? a folder?)")
+            }
         }
     }
 }
 
 /// Finds the program of `command` as a shell would.
-pub fn find(command: &[OsString]) -> Result<Program, NoProgram> {
-    let name = command.first().ok_or_else(|| NoProgram::NotFound(String::new()))?;
+pub(crate) fn find(command: &[OsString]) -> Result<Program, NoProgram> {
+    let name = command
+        .first()
+        .ok_or_else(|| NoProgram::NotFound(String::new()))?;
     let shown = name.to_string_lossy().into_owned();
     let candidates: Vec<PathBuf> = if name.to_string_lossy().contains('/') {
         vec![PathBuf::from(name)]
     } else {
-        let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/local/bin:/usr/bin:/bin"));
-        std::env::split_paths(&path).map(|dir| dir.join(name)).collect()
+        let path = std::env::var_os("PATH")
+            .unwrap_or_else(|| OsString::from("/usr/local/bin:/usr/bin:/bin"));
+        std::env::split_paths(&path)
+            .map(|dir| dir.join(name))
+            .collect()
     };
     let mut found = false;
     for path in candidates {
@@ -63,45 +72,68 @@ pub fn find(command: &[OsString]) -> Result<Program, NoProgram> {
         }
         found = true;
         if path.is_file() && nix::unistd::access(&path, nix::unistd::AccessFlags::X_OK).is_ok() {
-            return Ok(Program { path, command: command.to_vec() });
+            return Ok(Program {
+                path,
+                command: command.to_vec(),
+            });
         }
     }
-    Err(if found { NoProgram::NotExecutable(shown) } else { NoProgram::NotFound(shown) })
+    Err(if found {
+        NoProgram::NotExecutable(shown)
+    } else {
+        NoProgram::NotFound(shown)
+    })
 }
 
 /// A started command.
 #[derive(Debug)]
-pub struct Job {
+pub(crate) struct Job {
     child: Child,
     gate: Option<std::io::PipeWriter>,
 }
 
 impl Program {
     /// Starts it at once, with `env` added to ours.
-    pub fn start(&self, env: &[(OsString, OsString)]) -> anyhow::Result<Job> {
+    pub(crate) fn start(&self, env: &[(OsString, OsString)]) -> anyhow::Result<Job> {
         let mut command = Command::new(&self.path);
-        command.arg0(&self.command[0]).args(&self.command[1..]).envs(env.iter().map(|(k, v)| (k, v)));
-        let child = command.spawn().with_context(|| format!("cannot start {:?}", self.path))?;
+        command
+            .arg0(&self.command[0])
+            .args(&self.command[1..])
+            .envs(env.iter().map(|(k, v)| (k, v)));
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {:?}", self.path))?;
         Ok(Job { child, gate: None })
     }
 
     /// Starts a process that becomes the command when [`Job::release`] is called: probes can be attached to a pid that
     /// has run nothing yet. Under sudo it becomes the command as the user who called.
-    pub fn start_gated(&self, env: &[(OsString, OsString)]) -> anyhow::Result<Job> {
+    pub(crate) fn start_gated(&self, env: &[(OsString, OsString)]) -> anyhow::Result<Job> {
         let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
         fcntl(&reader, FcntlArg::F_SETFD(FdFlag::empty())).context("cannot pass a pipe on")?;
         let own = std::env::current_exe().context("cannot find our own program")?;
         let mut command = Command::new(own);
-        command.arg("gated-exec").arg(format!("--gate={}", reader.as_raw_fd())).arg("--").arg(&self.path);
-        command.args(&self.command[1..]).envs(env.iter().map(|(k, v)| (k, v)));
-        let child = command.spawn().with_context(|| format!("cannot start {:?}", self.path))?;
-        Ok(Job { child, gate: Some(writer) })
+        command
+            .arg("gated-exec")
+            .arg(format!("--gate={}", reader.as_raw_fd()))
+            .arg("--")
+            .arg(&self.path);
+        command
+            .args(&self.command[1..])
+            .envs(env.iter().map(|(k, v)| (k, v)));
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {:?}", self.path))?;
+        Ok(Job {
+            child,
+            gate: Some(writer),
+        })
     }
 }
 
 /// The other side of [`Program::start_gated`]: waits for the gate, becomes the calling user, becomes the command.
 /// Returns only when that fails.
-pub fn gated_exec(gate: i32, command: &[OsString]) -> u8 {
+pub(crate) fn gated_exec(gate: i32, command: &[OsString]) -> u8 {
     // The descriptor is ours by number; through /proc it is opened without taking ownership of it unsafely.
     let opened = std::fs::File::open(format!("/proc/self/fd/{gate}"));
     let _ = nix::unistd::close(gate);
@@ -116,7 +148,8 @@ pub fn gated_exec(gate: i32, command: &[OsString]) -> u8 {
     if let Some((uid, gid)) = calling_user() {
         let become_user = || -> nix::Result<()> {
             let user = User::from_uid(uid)?.ok_or(nix::Error::ENOENT)?;
-            let name = std::ffi::CString::new(user.name.as_str()).map_err(|_| nix::Error::EINVAL)?;
+            let name =
+                std::ffi::CString::new(user.name.as_str()).map_err(|_| nix::Error::EINVAL)?;
             nix::unistd::initgroups(&name, gid)?;
             nix::unistd::setgid(gid)?;
             nix::unistd::setuid(uid)
@@ -126,7 +159,10 @@ pub fn gated_exec(gate: i32, command: &[OsString]) -> u8 {
             return 125;
         }
         if let Ok(Some(user)) = User::from_uid(uid) {
-            program.env("HOME", &user.dir).env("USER", &user.name).env("LOGNAME", &user.name);
+            program
+                .env("HOME", &user.dir)
+                .env("USER", &user.name)
+                .env("LOGNAME", &user.name);
         }
         for name in ["SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND"] {
             program.env_remove(name);
@@ -141,48 +177,53 @@ pub fn gated_exec(gate: i32, command: &[OsString]) -> u8 {
 }
 
 /// The user who called sudo, when we are root by sudo.
-pub fn calling_user() -> Option<(Uid, Gid)> {
+pub(crate) fn calling_user() -> Option<(Uid, Gid)> {
     if !Uid::effective().is_root() {
         return None;
     }
     let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
     let uid = number("SUDO_UID")?;
-    (uid != 0).then(|| (Uid::from_raw(uid), Gid::from_raw(number("SUDO_GID").unwrap_or(uid))))
+    (uid != 0).then(|| {
+        (
+            Uid::from_raw(uid),
+            Gid::from_raw(number("SUDO_GID").unwrap_or(uid)),
+        )
+    })
 }
 
 impl Job {
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Lets a gated command go.
-    pub fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         if let Some(mut gate) = self.gate.take() {
             let _ = std::io::Write::write_all(&mut gate, b"g");
         }
     }
 
     /// Whether it has ended, and how.
-    pub fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
+    pub(crate) fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
         self.child.try_wait()
     }
 
     /// Passes a signal on. A process that is gone needs none.
-    pub fn signal(&self, signal: i32) {
+    pub(crate) fn signal(&self, signal: i32) {
         if let Ok(signal) = Signal::try_from(signal) {
             let _ = kill(nix::unistd::Pid::from_raw(self.child.id() as i32), signal);
         }
     }
 
     /// Ends it now, and waits.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 /// The exit code that we pass on: the command's own, or 128 + n when signal n killed it.
-pub fn exit_code(status: ExitStatus) -> u8 {
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
     match (status.code(), status.signal()) {
         (Some(code), _) => code as u8,
         (None, Some(signal)) => (128 + signal) as u8,
@@ -191,13 +232,12 @@ pub fn exit_code(status: ExitStatus) -> u8 {
 }
 
 /// A path's name for people.
-pub fn shown(command: &[OsString]) -> String {
-    command.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join(" ")
-}
-
-/// Whether `path` is a program of this name.
-pub fn is_named(path: &Path, name: &str) -> bool {
-    path.file_name() == Some(OsStr::new(name))
+pub(crate) fn shown(command: &[OsString]) -> String {
+    command
+        .iter()
+        .map(|arg| arg.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[cfg(test)]

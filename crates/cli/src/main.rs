@@ -52,7 +52,9 @@ fn main() -> ExitCode {
         }
         Command::Version(args) => version(args.json).map(|()| 0),
         Command::Workload(args) => workload::run(&args.options),
-        Command::GatedExec(args) => return ExitCode::from(launch::gated_exec(args.gate, &args.command)),
+        Command::GatedExec(args) => {
+            return ExitCode::from(launch::gated_exec(args.gate, &args.command));
+        }
         Command::Fault(args) => workload::fault(&args.options),
     };
     output::finish(result)
@@ -66,7 +68,11 @@ fn start_log(verbose: u8) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("WARPTRACE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init();
 }
 
 /// What a person sees who has typed nothing but our name.
@@ -82,7 +88,11 @@ fn first_screen() -> String {
 fn version(json: bool) -> anyhow::Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     let target = format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS);
-    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+    let profile = if cfg!(debug_assertions) {
+        "dev"
+    } else {
+        "release"
+    };
     if json {
         let value = serde_json::json!({
             "version": version, "target": target, "profile": profile, "session_format": warptrace_store::FORMAT_VERSION,

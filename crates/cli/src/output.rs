@@ -7,7 +7,7 @@ use crate::args::{Color, Global};
 use crate::show::Paint;
 
 /// Writes `text` to stdout.
-pub fn print(text: &str) -> anyhow::Result<()> {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
@@ -16,19 +16,19 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// Writes `value` as one line of JSON.
-pub fn print_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
+pub(crate) fn print_json<T: serde::Serialize>(value: &T) -> anyhow::Result<()> {
     let mut text = serde_json::to_string(value)?;
     text.push('\n');
     print(&text)
 }
 
 /// The exit code of a command whose own failure is 2.
-pub fn finish(result: anyhow::Result<u8>) -> ExitCode {
+pub(crate) fn finish(result: anyhow::Result<u8>) -> ExitCode {
     finish_as(2, result)
 }
 
 /// The exit code of a command whose own failure is `failed`; the error's chain is printed once.
-pub fn finish_as(failed: u8, result: anyhow::Result<u8>) -> ExitCode {
+pub(crate) fn finish_as(failed: u8, result: anyhow::Result<u8>) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
@@ -39,11 +39,14 @@ pub fn finish_as(failed: u8, result: anyhow::Result<u8>) -> ExitCode {
 }
 
 /// Colours for stdout, by flag, `NO_COLOR` and terminal.
-pub fn paint(global: &Global) -> Paint {
+pub(crate) fn paint(global: &Global) -> Paint {
     let on = match global.color {
         Color::Always => true,
         Color::Never => false,
-        Color::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+        Color::Auto => {
+            std::io::stdout().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+        }
     };
     Paint { on }
 }

@@ -8,11 +8,14 @@ use anyhow::{Context as _, bail};
 use crate::args::{Global, QueryArgs};
 use crate::{launch, sessions};
 
-pub fn run(global: &Global, args: &QueryArgs) -> anyhow::Result<u8> {
+pub(crate) fn run(global: &Global, args: &QueryArgs) -> anyhow::Result<u8> {
     let folders: Vec<PathBuf> = if args.session.is_empty() {
         vec![sessions::resolve(global, None)?]
     } else {
-        args.session.iter().map(|s| sessions::resolve(global, Some(s))).collect::<anyhow::Result<_>>()?
+        args.session
+            .iter()
+            .map(|s| sessions::resolve(global, Some(s)))
+            .collect::<anyhow::Result<_>>()?
     };
     let program = find_engine()?;
     let mut command = Command::new(&program);
@@ -20,12 +23,18 @@ pub fn run(global: &Global, args: &QueryArgs) -> anyhow::Result<u8> {
         command.arg("--session").arg(folder);
     }
     command.arg("--max-rows").arg(args.max_rows.to_string());
-    command.arg("--timeout").arg(humantime::format_duration(args.timeout).to_string().replace(' ', ""));
+    command.arg("--timeout").arg(
+        humantime::format_duration(args.timeout)
+            .to_string()
+            .replace(' ', ""),
+    );
     if args.output.json {
         command.arg("--json");
     }
     command.arg("--").arg(&args.sql);
-    let status = command.status().with_context(|| format!("cannot start {program:?}"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {program:?}"))?;
     Ok(launch::exit_code(status))
 }
 

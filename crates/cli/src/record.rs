@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use warptrace_agent::{Config, Finished, Recording};
 use warptrace_api::{Explain, ExplainQuestion};
+use warptrace_capture::clock;
 use warptrace_capture::ebpf::{self, Ebpf};
 use warptrace_capture::pollers::GpuPoller;
-use warptrace_capture::preload::{PreloadOptions, PreloadSource};
-use warptrace_capture::clock;
+use warptrace_capture::preload::{Preload, PreloadOptions};
 use warptrace_engine::Rules;
 use warptrace_model::{Event, Gap};
 use warptrace_tui::{Action, Tui};
@@ -30,13 +30,18 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 const STATUS_EVERY: Duration = Duration::from_secs(60);
 
 /// `record -- CMD`. The exit code is the command's.
-pub fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
+pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
     let program = match launch::find(&args.command) {
         Ok(program) => program,
         Err(e) => return Ok(refuse(&e)),
     };
     let signals = Signals::catch()?;
-    let job = Watched { program: &program, env: Vec::new(), gpu_library: None, sample_every: SAMPLE_EVERY };
+    let job = Watched {
+        program: &program,
+        env: Vec::new(),
+        gpu_library: None,
+        sample_every: SAMPLE_EVERY,
+    };
     let mut ended = Outcome::default();
     let session = with_preload(global, &job, &signals, &mut |_| {}, &mut ended)?;
     conclude(global, &session, args.json, args.quiet)?;
@@ -44,7 +49,7 @@ pub fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
 }
 
 /// `trace`, of a command, of processes, or of all.
-pub fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
+pub(crate) fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
     if args.command.is_empty() {
         return trace_running(global, args);
     }
@@ -53,8 +58,19 @@ pub fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         Err(e) => return Ok(refuse(&e)),
     };
     let signals = Signals::catch()?;
-    let job = Watched { program: &program, env: Vec::new(), gpu_library: None, sample_every: SAMPLE_EVERY };
-    let view = Trace { ring_size: args.ring_size, json: args.json, limit: args.duration, libraries: Vec::new(), quiet: false };
+    let job = Watched {
+        program: &program,
+        env: Vec::new(),
+        gpu_library: None,
+        sample_every: SAMPLE_EVERY,
+    };
+    let view = Trace {
+        ring_size: args.ring_size,
+        json: args.json,
+        limit: args.duration,
+        libraries: Vec::new(),
+        quiet: false,
+    };
     let mut ended = Outcome::default();
     let session = with_ebpf(global, &job, &view, &signals, &mut |_| {}, &mut ended)?;
     conclude(global, &session, args.json.is_some(), args.quiet)?;
@@ -67,57 +83,72 @@ fn refuse(e: &launch::NoProgram) -> u8 {
 }
 
 /// A command, and what it is started with.
-pub struct Watched<'a> {
-    pub program: &'a Program,
-    pub env: Vec<(OsString, OsString)>,
+pub(crate) struct Watched<'a> {
+    pub(crate) program: &'a Program,
+    pub(crate) env: Vec<(OsString, OsString)>,
     /// NVML to ask instead of the machine's.
-    pub gpu_library: Option<PathBuf>,
-    pub sample_every: Duration,
+    pub(crate) gpu_library: Option<PathBuf>,
+    pub(crate) sample_every: Duration,
 }
 
 /// What `trace` shows while it runs.
-pub struct Trace {
-    pub ring_size: u32,
-    pub json: Option<TraceJson>,
-    pub limit: Option<Duration>,
+pub(crate) struct Trace {
+    pub(crate) ring_size: u32,
+    pub(crate) json: Option<TraceJson>,
+    pub(crate) limit: Option<Duration>,
     /// Libraries to attach before the command begins, beside those that are found.
-    pub libraries: Vec<PathBuf>,
+    pub(crate) libraries: Vec<PathBuf>,
     /// Show nothing.
-    pub quiet: bool,
+    pub(crate) quiet: bool,
 }
 
 /// How the command ended.
 #[derive(Debug, Default)]
-pub struct Outcome {
-    pub exit_code: u8,
+pub(crate) struct Outcome {
+    pub(crate) exit_code: u8,
     /// We were told to stop, before it ended by itself.
-    pub interrupted: bool,
+    pub(crate) interrupted: bool,
 }
 
 /// Records `job` from inside. Calls `started` with its pid once it runs. Returns the session's folder.
-pub fn with_preload(
+pub(crate) fn with_preload(
     global: &Global,
     job: &Watched<'_>,
     signals: &Signals,
     started: &mut dyn FnMut(u32),
     outcome: &mut Outcome,
 ) -> anyhow::Result<PathBuf> {
-    warptrace_capture::preload::preload_support(&job.program.path).with_context(|| {
-        format!(
-            "cannot record {:?} from inside; from outside it can be, as root: sudo warptrace trace -- CMD",
-            job.program.path
-        )
-    })?;
     let dirs = sessions::data_dir(global)?;
     let libraries = guest::folder(&dirs.path)?;
-    let library = guest::library(&libraries, "libwarptrace_preload.so");
-    let mut source = PreloadSource::start(&PreloadOptions::new(library))?;
+    let source = Preload::start(&PreloadOptions::new(guest::library(
+        &libraries,
+        "libwarptrace_preload.so",
+    )))?;
+    let inherited = |name: &str| {
+        let given = job
+            .env
+            .iter()
+            .find(|(k, _)| k.as_os_str() == name)
+            .map(|(_, v)| v.clone());
+        given.or_else(|| std::env::var_os(name))
+    };
+    let added = source
+        .environment(&job.program.path, inherited)
+        .with_context(|| {
+            format!(
+                "cannot record {:?} from inside; from outside: sudo warptrace trace -- CMD",
+                job.program.path
+            )
+        })?;
     let mut env = job.env.clone();
-    env.extend(source.environment());
+    env.extend(
+        added
+            .into_iter()
+            .map(|(name, value)| (OsString::from(name), value)),
+    );
     let gpu = gpu_poller(job.gpu_library.as_deref());
     let (writer, folder) = sessions::create(&dirs, &job.program.command, &["preload"])?;
     let mut running = job.program.start(&env)?;
-    source.expect(running.pid());
     started(running.pid());
     let config = config(gpu, job, &job.program.command, running.pid(), None);
     let recording = match Recording::start(config, vec![Box::new(source)], writer) {
@@ -133,7 +164,7 @@ pub fn with_preload(
 }
 
 /// Records `job` from outside, probes attached before it begins.
-pub fn with_ebpf(
+pub(crate) fn with_ebpf(
     global: &Global,
     job: &Watched<'_>,
     view: &Trace,
@@ -145,7 +176,7 @@ pub fn with_ebpf(
     let mut running = job.program.start_gated(&job.env)?;
     let result = (|| {
         let options = ebpf::Options {
-            pids: Some(vec![running.pid()]),
+            pids: Some(Vec::new()),
             ring_bytes: view.ring_size,
             libraries: candidates(job, view),
             ..ebpf::Options::default()
@@ -160,7 +191,14 @@ pub fn with_ebpf(
         running.release();
         started(running.pid());
         let screen = (!view.quiet).then(|| Screen::start(view.json, events, folder.clone()));
-        outlive(&mut running, &recording, signals, screen, view.limit, outcome)?;
+        outlive(
+            &mut running,
+            &recording,
+            signals,
+            screen,
+            view.limit,
+            outcome,
+        )?;
         recording.stop()?;
         Ok(folder)
     })();
@@ -173,11 +211,24 @@ pub fn with_ebpf(
 /// Libraries to attach before the command begins: those given, and those on its library path.
 fn candidates(job: &Watched<'_>, view: &Trace) -> Vec<PathBuf> {
     let mut libraries = view.libraries.clone();
-    let given = job.env.iter().find(|(name, _)| name == "LD_LIBRARY_PATH").map(|(_, value)| value.clone());
-    let path = given.or_else(|| std::env::var_os("LD_LIBRARY_PATH")).unwrap_or_default();
+    let given = job
+        .env
+        .iter()
+        .find(|(name, _)| name == "LD_LIBRARY_PATH")
+        .map(|(_, value)| value.clone());
+    let path = given
+        .or_else(|| std::env::var_os("LD_LIBRARY_PATH"))
+        .unwrap_or_default();
     for folder in std::env::split_paths(&path).filter(|p| !p.as_os_str().is_empty()) {
-        let Ok(entries) = std::fs::read_dir(folder) else { continue };
-        libraries.extend(entries.flatten().map(|e| e.path()).filter(|p| is_candidate(p)));
+        let Ok(entries) = std::fs::read_dir(folder) else {
+            continue;
+        };
+        libraries.extend(
+            entries
+                .flatten()
+                .map(|e| e.path())
+                .filter(|p| is_candidate(p)),
+        );
     }
     libraries.sort();
     libraries.dedup();
@@ -186,29 +237,50 @@ fn candidates(job: &Watched<'_>, view: &Trace) -> Vec<PathBuf> {
 
 fn is_candidate(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    ["libcudart.so", "libcuda.so", "libnccl.so"].iter().any(|stem| name.starts_with(stem))
+    ["libcudart.so", "libcuda.so", "libnccl.so"]
+        .iter()
+        .any(|stem| name.starts_with(stem))
 }
 
 /// `trace` without a command: until Ctrl-C, or for a time.
 fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
     for &pid in &args.pid {
         if !Path::new(&format!("/proc/{pid}")).exists() {
-            bail!("no process {pid}: it has ended, or is in another pid namespace (`warptrace trace` alone watches all)");
+            bail!(
+                "no process {pid}: it has ended, or is in another pid namespace (`warptrace trace` alone watches all)"
+            );
         }
     }
     let dirs = sessions::data_dir(global)?;
     let signals = Signals::catch()?;
     let pids = (!args.pid.is_empty()).then(|| args.pid.clone());
-    let options = ebpf::Options { pids, ring_bytes: args.ring_size, ..ebpf::Options::default() };
+    let options = ebpf::Options {
+        pids,
+        ring_bytes: args.ring_size,
+        ..ebpf::Options::default()
+    };
     let source = Ebpf::start(&options).context("cannot trace from outside")?;
     let (writer, folder) = sessions::create(&dirs, &[], &["ebpf"])?;
     let (tap, events) = tap(args.json);
     let target = match args.pid.as_slice() {
         [] => "all CUDA processes".to_owned(),
-        pids => format!("pid {}", pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+        pids => format!(
+            "pid {}",
+            pids.iter()
+                .map(u32::to_string)
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
     };
     let (gpu, gaps) = gpu_poller(None);
-    let config = Config { rules: Rules::default(), target, sample_every: SAMPLE_EVERY, gpu, tap, gaps };
+    let config = Config {
+        rules: Rules::default(),
+        target,
+        sample_every: SAMPLE_EVERY,
+        gpu,
+        tap,
+        gaps,
+    };
     let recording = Recording::start(config, vec![Box::new(source)], writer)?;
     let mut screen = Screen::start(args.json, events, folder.clone());
     let began = Instant::now();
@@ -219,7 +291,12 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         if args.duration.is_some_and(|limit| began.elapsed() >= limit) || recording.ended() {
             break;
         }
-        if !args.pid.is_empty() && args.pid.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+        if !args.pid.is_empty()
+            && args
+                .pid
+                .iter()
+                .all(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+        {
             break;
         }
     }
@@ -236,11 +313,16 @@ fn stop(recording: Recording, signals: &Signals) -> anyhow::Result<Finished> {
         let stopping = scope.spawn(|| recording.stop());
         while !stopping.is_finished() {
             if signals.wait(Duration::from_millis(20)).is_some() {
-                eprintln!("warptrace: stopped at once; the session is readable up to its last flush");
+                eprintln!(
+                    "warptrace: stopped at once; the session is readable up to its last flush"
+                );
                 std::process::exit(130);
             }
         }
-        stopping.join().map_err(|_| anyhow::anyhow!("stopping panicked"))?.map_err(Into::into)
+        stopping
+            .join()
+            .map_err(|_| anyhow::anyhow!("stopping panicked"))?
+            .map_err(Into::into)
     })
 }
 
@@ -304,7 +386,10 @@ fn config(
     }
 }
 
-type Tap = (Option<std::sync::mpsc::SyncSender<Vec<Event>>>, Option<Receiver<Vec<Event>>>);
+type Tap = (
+    Option<std::sync::mpsc::SyncSender<Vec<Event>>>,
+    Option<Receiver<Vec<Event>>>,
+);
 
 fn tap(json: Option<TraceJson>) -> Tap {
     if json == Some(TraceJson::Events) {
@@ -331,16 +416,28 @@ struct Lines {
 }
 
 impl Screen {
-    fn start(json: Option<TraceJson>, events: Option<Receiver<Vec<Event>>>, folder: PathBuf) -> Screen {
+    fn start(
+        json: Option<TraceJson>,
+        events: Option<Receiver<Vec<Event>>>,
+        folder: PathBuf,
+    ) -> Screen {
         let terminal = std::io::stdout().is_terminal() && json.is_none();
         let lines = (!terminal).then(|| Lines {
             events,
-            session: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            session: folder
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
             anchor: clock::anchor(),
             status: Instant::now(),
             findings: Vec::new(),
         });
-        Screen { tui: if terminal { Tui::start().ok() } else { None }, lines, drawn: None }
+        Screen {
+            tui: if terminal { Tui::start().ok() } else { None },
+            lines,
+            drawn: None,
+        }
     }
 
     fn draw(&mut self, recording: &Recording) -> anyhow::Result<Action> {
@@ -348,7 +445,10 @@ impl Screen {
             lines.write(recording)?;
             return Ok(Action::Continue);
         }
-        if self.drawn.is_some_and(|at| at.elapsed() < Duration::from_millis(200)) {
+        if self
+            .drawn
+            .is_some_and(|at| at.elapsed() < Duration::from_millis(200))
+        {
             return Ok(Action::Continue);
         }
         self.drawn = Some(Instant::now());
@@ -389,7 +489,9 @@ impl Lines {
                 }
             };
             if news {
-                output::print_json(&serde_json::json!({"type": "finding", "session": self.session, "finding": finding}))?;
+                output::print_json(
+                    &serde_json::json!({"type": "finding", "session": self.session, "finding": finding}),
+                )?;
             }
         }
         if self.status.elapsed() >= STATUS_EVERY {
@@ -403,7 +505,9 @@ impl Lines {
     }
 
     fn events(&mut self) -> anyhow::Result<()> {
-        let Some(receiver) = &self.events else { return Ok(()) };
+        let Some(receiver) = &self.events else {
+            return Ok(());
+        };
         while let Ok(events) = receiver.try_recv() {
             let mut out = std::io::stdout().lock();
             for event in &events {
@@ -470,7 +574,11 @@ fn conclude(global: &Global, folder: &Path, json: bool, quiet: bool) -> anyhow::
 }
 
 /// The explanation of a whole session.
-pub fn answer(folder: &Path) -> anyhow::Result<Explain> {
-    let session = sessions::open(folder).with_context(|| format!("cannot read the session {folder:?}"))?;
-    Ok(warptrace_api::explain(&session, &ExplainQuestion::default())?)
+pub(crate) fn answer(folder: &Path) -> anyhow::Result<Explain> {
+    let session =
+        sessions::open(folder).with_context(|| format!("cannot read the session {folder:?}"))?;
+    Ok(warptrace_api::explain(
+        &session,
+        &ExplainQuestion::default(),
+    )?)
 }

@@ -13,8 +13,11 @@ use crate::args::{Global, SessionsArgs, SessionsCommand};
 use crate::{launch, output};
 
 /// Where sessions are written and looked for.
-pub fn data_dir(global: &Global) -> anyhow::Result<DataDir> {
-    Ok(DataDir::resolve(global.data.as_deref(), &Env::of_process())?)
+pub(crate) fn data_dir(global: &Global) -> anyhow::Result<DataDir> {
+    Ok(DataDir::resolve(
+        global.data.as_deref(),
+        &Env::of_process(),
+    )?)
 }
 
 fn disk() -> Arc<dyn Fs> {
@@ -22,31 +25,41 @@ fn disk() -> Arc<dyn Fs> {
 }
 
 /// Opens a session to read.
-pub fn open(folder: &Path) -> anyhow::Result<Session> {
+pub(crate) fn open(folder: &Path) -> anyhow::Result<Session> {
     Ok(Session::open(disk(), folder)?)
 }
 
 /// Begins a session. Returns its writer and its folder.
-pub fn create(
+pub(crate) fn create(
     dirs: &DataDir,
     command: &[std::ffi::OsString],
     sources: &[&str],
 ) -> anyhow::Result<(SessionWriter, PathBuf)> {
     let mut meta = SessionMeta::new(clock::anchor());
-    meta.command = command.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    meta.command = command
+        .iter()
+        .map(|arg| arg.to_string_lossy().into_owned())
+        .collect();
     meta.sources = sources.iter().map(|s| (*s).to_owned()).collect();
-    let read = |path: &str| std::fs::read_to_string(path).map(|s| s.trim().to_owned()).unwrap_or_default();
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .map(|s| s.trim().to_owned())
+            .unwrap_or_default()
+    };
     meta.host = read("/proc/sys/kernel/hostname");
     meta.kernel = read("/proc/sys/kernel/osrelease");
     meta.cpus = std::thread::available_parallelism().map_or(0, |n| n.get() as u32);
-    meta.uid = launch::calling_user().map_or_else(|| nix::unistd::Uid::effective().as_raw(), |(uid, _)| uid.as_raw());
+    meta.uid = launch::calling_user().map_or_else(
+        || nix::unistd::Uid::effective().as_raw(),
+        |(uid, _)| uid.as_raw(),
+    );
     let writer = SessionWriter::create(disk(), dirs, meta).context("cannot begin a session")?;
     let folder = writer.path().to_owned();
     Ok((writer, folder))
 }
 
 /// The folder of the session that `wanted` names, or of the newest.
-pub fn resolve(global: &Global, wanted: Option<&str>) -> anyhow::Result<PathBuf> {
+pub(crate) fn resolve(global: &Global, wanted: Option<&str>) -> anyhow::Result<PathBuf> {
     if let Some(wanted) = wanted
         && wanted.contains('/')
     {
@@ -59,19 +72,27 @@ pub fn resolve(global: &Global, wanted: Option<&str>) -> anyhow::Result<PathBuf>
     let (newest, unreadable) = warptrace_store::newest(&disk(), &dirs.read)?;
     for session in unreadable {
         if let Err(e) = session.session {
-            eprintln!("warptrace: session {} is newer, but cannot be read: {:#}", session.id, anyhow::Error::new(e));
+            eprintln!(
+                "warptrace: session {} is newer, but cannot be read: {:#}",
+                session.id,
+                anyhow::Error::new(e)
+            );
         }
     }
     match newest {
         Some(session) => Ok(session.path),
         None => bail!(
             "no session yet: record one with `warptrace record -- CMD`, or see `warptrace demo` (looked in {})",
-            dirs.read.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ")
+            dirs.read
+                .iter()
+                .map(|d| d.display().to_string())
+                .collect::<Vec<_>>()
+                .join(", ")
         ),
     }
 }
 
-pub fn run(global: &Global, args: &SessionsArgs) -> anyhow::Result<u8> {
+pub(crate) fn run(global: &Global, args: &SessionsArgs) -> anyhow::Result<u8> {
     let dirs = data_dir(global)?;
     match &args.command {
         None => list(&dirs, args.output.json)?,
@@ -134,12 +155,22 @@ fn list(dirs: &DataDir, json: bool) -> anyhow::Result<()> {
         match &s.session {
             Ok((meta, state)) => {
                 let length = match meta.ended {
-                    Some(UnixNanos(end)) => warptrace_api::duration_text(end.saturating_sub(meta.created.0)),
+                    Some(UnixNanos(end)) => {
+                        warptrace_api::duration_text(end.saturating_sub(meta.created.0))
+                    }
                     None => state.name().to_owned(),
                 };
-                let what = if meta.command.is_empty() { "all CUDA processes".into() } else { meta.command.join(" ") };
+                let what = if meta.command.is_empty() {
+                    "all CUDA processes".into()
+                } else {
+                    meta.command.join(" ")
+                };
                 let what: String = what.chars().take(60).collect();
-                text += &format!("{}  {length:>12}  {size:>9}  {:<8} {what}\n", s.id, meta.sources.join("+"));
+                text += &format!(
+                    "{}  {length:>12}  {size:>9}  {:<8} {what}\n",
+                    s.id,
+                    meta.sources.join("+")
+                );
             }
             Err(e) => text += &format!("{}  {:>12}  {size:>9}  {e}\n", s.id, "unreadable"),
         }

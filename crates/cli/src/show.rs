@@ -6,24 +6,28 @@ use warptrace_api::{Explain, Finding, Profile, category_words, duration_text};
 
 /// Colours of a terminal, or none.
 #[derive(Debug, Clone, Copy)]
-pub struct Paint {
-    pub on: bool,
+pub(crate) struct Paint {
+    pub(crate) on: bool,
 }
 
 impl Paint {
     fn with(self, code: &str, text: &str) -> String {
-        if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.on {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
-    pub fn bold(self, text: &str) -> String {
+    pub(crate) fn bold(self, text: &str) -> String {
         self.with("1", text)
     }
 
-    pub fn dim(self, text: &str) -> String {
+    pub(crate) fn dim(self, text: &str) -> String {
         self.with("2", text)
     }
 
-    pub fn severity(self, severity: &str) -> String {
+    pub(crate) fn severity(self, severity: &str) -> String {
         let code = match severity {
             "CRITICAL" => "1;97;41",
             "HIGH" => "1;31",
@@ -40,15 +44,23 @@ const SHOWN: usize = 5;
 const SMALL_SHARE: f64 = 0.01;
 
 /// The whole answer. `one` shows every evidence of its findings.
-pub fn explain(answer: &Explain, paint: Paint, one: bool) -> String {
+pub(crate) fn explain(answer: &Explain, paint: Paint, one: bool) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{}", paint.bold(&headline(answer)));
-    for finding in answer.findings.iter().take(if one { usize::MAX } else { SHOWN }) {
+    for finding in answer
+        .findings
+        .iter()
+        .take(if one { usize::MAX } else { SHOWN })
+    {
         out.push('\n');
         out += &finding_text(finding, paint, one);
     }
     if !one && answer.findings.len() > SHOWN {
-        let _ = writeln!(out, "\nand {} more: warptrace explain --json", answer.findings.len() - SHOWN);
+        let _ = writeln!(
+            out,
+            "\nand {} more: warptrace explain --json",
+            answer.findings.len() - SHOWN
+        );
     }
     if !one {
         out += &profile_text(answer);
@@ -59,22 +71,46 @@ pub fn explain(answer: &Explain, paint: Paint, one: bool) -> String {
         }
     }
     for drop in &answer.drops {
-        let _ = writeln!(out, "{}", paint.bold(&format!("lost     {}: {} × {}", drop.source, drop.count, drop.reason)));
+        let _ = writeln!(
+            out,
+            "{}",
+            paint.bold(&format!(
+                "lost     {}: {} × {}",
+                drop.source, drop.count, drop.reason
+            ))
+        );
     }
     for gap in &answer.gaps {
-        let times = if gap.count > 1 { format!(" (× {})", gap.count) } else { String::new() };
-        let _ = writeln!(out, "{}", paint.dim(&format!("unknown  {}{times}", gap.detail)));
+        let times = if gap.count > 1 {
+            format!(" (× {})", gap.count)
+        } else {
+            String::new()
+        };
+        let _ = writeln!(
+            out,
+            "{}",
+            paint.dim(&format!("unknown  {}{times}", gap.detail))
+        );
     }
     out
 }
 
 fn headline(answer: &Explain) -> String {
     let subject = &answer.subject;
-    let program = subject.command.iter().find(|arg| !arg.starts_with('-')).map_or("all CUDA processes", |path| {
-        path.rsplit('/').next().unwrap_or(path)
-    });
+    let program = subject
+        .command
+        .iter()
+        .find(|arg| !arg.starts_with('-'))
+        .map_or("all CUDA processes", |path| {
+            path.rsplit('/').next().unwrap_or(path)
+        });
     // `python train.py` is better known by its script.
-    let program = match subject.command.iter().skip(1).find(|arg| arg.ends_with(".py")) {
+    let program = match subject
+        .command
+        .iter()
+        .skip(1)
+        .find(|arg| arg.ends_with(".py"))
+    {
         Some(script) => script.rsplit('/').next().unwrap_or(script),
         None => program,
     };
@@ -84,7 +120,12 @@ fn headline(answer: &Explain) -> String {
         (n, _) if n > 1 => parts.push(format!("{n} processes")),
         _ => {}
     }
-    parts.push(duration_text(answer.window.end_unix_ns.saturating_sub(answer.window.start_unix_ns)));
+    parts.push(duration_text(
+        answer
+            .window
+            .end_unix_ns
+            .saturating_sub(answer.window.start_unix_ns),
+    ));
     let units: u64 = answer.profile.iter().map(|p| p.units).sum();
     parts.push(format!("{} wait intervals", thousands(units)));
     parts.push(match answer.findings.len() {
@@ -92,7 +133,11 @@ fn headline(answer: &Explain) -> String {
         1 => "1 finding".to_owned(),
         n => format!("{n} findings"),
     });
-    parts.push(if answer.drops.is_empty() { "nothing dropped".to_owned() } else { "records dropped".to_owned() });
+    parts.push(if answer.drops.is_empty() {
+        "nothing dropped".to_owned()
+    } else {
+        "records dropped".to_owned()
+    });
     if !subject.sources.is_empty() {
         parts.push(format!("by {}", subject.sources.join(" and ")));
     }
@@ -101,17 +146,32 @@ fn headline(answer: &Explain) -> String {
 
 fn finding_text(finding: &Finding, paint: Paint, one: bool) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{}  {}", paint.severity(finding.severity), paint.bold(&finding.title));
+    let _ = writeln!(
+        out,
+        "{}  {}",
+        paint.severity(finding.severity),
+        paint.bold(&finding.title)
+    );
     let mut small = 0;
     for blame in &finding.blame {
         if !one && blame.cause != "unexplained" && blame.share < SMALL_SHARE {
             small += blame.ns;
             continue;
         }
-        let words = warptrace_model::Cause::by_name(blame.cause).map_or(blame.cause, warptrace_api::cause_words);
-        let mut line = format!("{:>10} {:>4.0} %  {:<28}", duration_text(blame.ns), blame.share * 100.0, words);
+        let words = warptrace_model::Cause::by_name(blame.cause)
+            .map_or(blame.cause, warptrace_api::cause_words);
+        let mut line = format!(
+            "{:>10} {:>4.0} %  {:<28}",
+            duration_text(blame.ns),
+            blame.share * 100.0,
+            words
+        );
         if blame.lost_ns > blame.ns && blame.cause != "unexplained" {
-            let _ = write!(line, " ({} lost, the rest hidden behind GPU work)", duration_text(blame.lost_ns));
+            let _ = write!(
+                line,
+                " ({} lost, the rest hidden behind GPU work)",
+                duration_text(blame.lost_ns)
+            );
         }
         if !blame.detail.is_empty() {
             let _ = write!(line, " {}", blame.detail);
@@ -119,19 +179,35 @@ fn finding_text(finding: &Finding, paint: Paint, one: bool) -> String {
         let _ = writeln!(out, "  {}", line.trim_end());
     }
     if small > 0 {
-        let _ = writeln!(out, "  {:>10}         less than 1 % each", duration_text(small));
+        let _ = writeln!(
+            out,
+            "  {:>10}         less than 1 % each",
+            duration_text(small)
+        );
     }
     if let Some(place) = &finding.place {
-        let file = match (&place.file, place.line) {
-            (Some(file), Some(line)) => format!("{file}:{line}"),
-            (Some(file), None) => file.clone(),
-            _ => String::new(),
+        let code = match (&place.file, place.line) {
+            (Some(file), Some(line)) => Some(format!("{file}:{line}")),
+            (Some(file), None) => Some(file.clone()),
+            _ => None,
         };
-        let function = place.function.as_ref().map(|f| format!(" in {f}()")).unwrap_or_default();
-        let op = place.op.map(|op| format!(" → {op}")).unwrap_or_default();
-        let _ = writeln!(out, "      where  {file}{function}{op}");
+        let code = match (code, &place.function) {
+            (Some(code), Some(function)) => format!("{code} in {function}() → "),
+            (None, Some(function)) => format!("{function}() → "),
+            (Some(code), None) => format!("{code} → "),
+            (None, None) => format!("{} (thread {}) in ", finding.comm, finding.tid),
+        };
+        let _ = writeln!(
+            out,
+            "      where  {code}{}",
+            place.op.or(finding.op).unwrap_or("a call")
+        );
     } else if let Some(op) = finding.op {
-        let _ = writeln!(out, "      where  {} (thread {}) in {op}", finding.comm, finding.tid);
+        let _ = writeln!(
+            out,
+            "      where  {} (thread {}) in {op}",
+            finding.comm, finding.tid
+        );
     }
     if !finding.recommendation.is_empty() {
         let _ = writeln!(out, "      do     {}", finding.recommendation);
@@ -160,14 +236,24 @@ fn finding_text(finding: &Finding, paint: Paint, one: bool) -> String {
 /// The usual unit of the keys that took most of the time.
 fn profile_text(answer: &Explain) -> String {
     let mut out = String::new();
-    let whole: u64 = answer.profile.iter().map(|p| p.mean_ns.saturating_mul(p.units)).sum();
+    let whole: u64 = answer
+        .profile
+        .iter()
+        .map(|p| p.mean_ns.saturating_mul(p.units))
+        .sum();
     for profile in answer.profile.iter().take(3) {
         // Rare keys say nothing about what is usual, unless there is nothing else.
         let share = profile.mean_ns.saturating_mul(profile.units) as f64 / whole.max(1) as f64;
         if share < 0.05 {
             continue;
         }
-        let _ = writeln!(out, "\nA usual {}, {}: {}", unit_words(profile), duration_text(profile.mean_ns), parts(profile));
+        let _ = writeln!(
+            out,
+            "\nA usual {}, {}: {}",
+            unit_words(profile),
+            duration_text(profile.mean_ns),
+            parts(profile)
+        );
     }
     out
 }

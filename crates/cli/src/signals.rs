@@ -10,35 +10,40 @@ use signal_hook::low_level::siginfo::Cause;
 
 /// One signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Arrived {
-    pub signal: i32,
+pub(crate) struct Arrived {
+    pub(crate) signal: i32,
     /// From the terminal, which sends to everybody in the foreground.
-    pub to_the_group: bool,
+    pub(crate) to_the_group: bool,
 }
 
 /// Receives SIGINT, SIGTERM, SIGQUIT and SIGHUP instead of dying of them.
 #[derive(Debug)]
-pub struct Signals {
+pub(crate) struct Signals {
     arrived: Receiver<Arrived>,
 }
 
 impl Signals {
-    pub fn catch() -> anyhow::Result<Signals> {
+    pub(crate) fn catch() -> anyhow::Result<Signals> {
         let mut signals = SignalsInfo::<WithOrigin>::new([SIGINT, SIGTERM, SIGQUIT, SIGHUP])?;
         let (sender, arrived) = channel();
-        std::thread::Builder::new().name("wt-signals".into()).spawn(move || {
-            for origin in &mut signals {
-                let arrived = Arrived { signal: origin.signal, to_the_group: origin.cause == Cause::Kernel };
-                if sender.send(arrived).is_err() {
-                    return;
+        std::thread::Builder::new()
+            .name("wt-signals".into())
+            .spawn(move || {
+                for origin in &mut signals {
+                    let arrived = Arrived {
+                        signal: origin.signal,
+                        to_the_group: origin.cause == Cause::Kernel,
+                    };
+                    if sender.send(arrived).is_err() {
+                        return;
+                    }
                 }
-            }
-        })?;
+            })?;
         Ok(Signals { arrived })
     }
 
     /// The next signal, waiting up to `patience`.
-    pub fn wait(&self, patience: Duration) -> Option<Arrived> {
+    pub(crate) fn wait(&self, patience: Duration) -> Option<Arrived> {
         match self.arrived.recv_timeout(patience) {
             Ok(arrived) => Some(arrived),
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => None,

@@ -10,33 +10,37 @@ use warptrace_lab::{Fault, Workload, run_hog};
 
 /// What a hidden command is told to do, as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Task {
-    pub workload: Workload,
+pub(crate) struct Task {
+    pub(crate) workload: Workload,
     /// The runtime library to load.
-    pub cudart: PathBuf,
+    pub(crate) cudart: PathBuf,
     /// Where the training data is made and read.
-    pub data: PathBuf,
+    pub(crate) data: PathBuf,
 }
 
 /// Trains on simgpu.
-pub fn run(options: &str) -> anyhow::Result<u8> {
-    let task: Task = serde_json::from_str(options).context("the workload's options are not ours")?;
+pub(crate) fn run(options: &str) -> anyhow::Result<u8> {
+    let task: Task =
+        serde_json::from_str(options).context("the workload's options are not ours")?;
     let w = &task.workload;
     let mut train = TrainOptions {
-        cudart: task.cudart,
+        runtime: task.cudart,
         data_dir: Some(task.data),
         duration: Some(Duration::from_millis(w.millis)),
-        main_cpu: w.cpu,
+        cpu: w.cpu,
         ..TrainOptions::default()
     };
     if w.heavy_copies {
         train.faults.pageable_copies = true;
-        train.faults.extra_copies = 3;
+        train.faults.extra_copies = 12;
     }
     if w.allocator_storm_every > 0 {
         train.faults.allocator_storm = Some(AllocatorStorm {
-            when: Every { every: w.allocator_storm_every, from: 2 * w.allocator_storm_every },
-            blocks: 24,
+            when: Every {
+                every: w.allocator_storm_every,
+                from: 2 * w.allocator_storm_every,
+            },
+            blocks: 8,
             block_bytes: 64 << 20,
         });
     }
@@ -46,17 +50,23 @@ pub fn run(options: &str) -> anyhow::Result<u8> {
 }
 
 /// Is a fault.
-pub fn fault(options: &str) -> anyhow::Result<u8> {
-    let (fault, cudart): (Fault, PathBuf) = serde_json::from_str(options).context("the fault's options are not ours")?;
+pub(crate) fn fault(options: &str) -> anyhow::Result<u8> {
+    let (fault, cudart): (Fault, PathBuf) =
+        serde_json::from_str(options).context("the fault's options are not ours")?;
     match fault {
         Fault::Hog(hog) => run_hog(&hog).with_context(|| format!("cannot hog cpu {}", hog.cpu))?,
-        Fault::GpuHog { total_millis, busy_millis, pause_millis } => {
+        Fault::GpuHog {
+            total_millis,
+            busy_millis,
+            pause_millis,
+        } => {
             let options = HogOptions {
-                cudart,
+                runtime: cudart,
                 duration: Duration::from_millis(total_millis),
                 delay: Duration::ZERO,
-                on: Duration::from_millis(busy_millis),
-                off: Duration::from_millis(pause_millis),
+                busy: Duration::from_millis(busy_millis),
+                pause: Duration::from_millis(pause_millis),
+                blocks: 16_000,
                 ..HogOptions::default()
             };
             simgpu_workload::hog_gpu(&options)?;

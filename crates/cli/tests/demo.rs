@@ -24,9 +24,20 @@ fn demo_at(home: &Home, scenario: &str, backend: Backend) -> Demo {
         Backend::Ebpf => "ebpf",
         Backend::Preload => "preload",
     };
-    let ran = home.run(["demo", scenario, "--json", "--capture", capture, "--truth", truth.to_str().unwrap()]);
+    let ran = home.run([
+        "demo",
+        scenario,
+        "--json",
+        "--capture",
+        capture,
+        "--truth",
+        truth.to_str().unwrap(),
+    ]);
     assert_eq!(ran.code, Some(0), "{ran:#?}");
-    let demo = Demo { answer: ran.json(), truth: serde_json::from_slice(&std::fs::read(truth).unwrap()).unwrap() };
+    let demo = Demo {
+        answer: ran.json(),
+        truth: serde_json::from_slice(&std::fs::read(truth).unwrap()).unwrap(),
+    };
     check_shape(&demo.answer);
     demo
 }
@@ -39,14 +50,27 @@ fn check_shape(answer: &Value) {
         let blame = finding["blame"].as_array().unwrap();
         if finding["kind"] != "rule" {
             let sum: u64 = blame.iter().map(|b| b["ns"].as_u64().unwrap()).sum();
-            assert_eq!(Some(sum), finding["excess_ns"].as_u64(), "blame adds up: {finding:#}");
+            assert_eq!(
+                Some(sum),
+                finding["excess_ns"].as_u64(),
+                "blame adds up: {finding:#}"
+            );
             assert_eq!(blame.last().unwrap()["cause"], "unexplained");
         }
         assert!(finding["start_unix_ns"].is_string() && finding["id"].is_string());
     }
     for profile in answer["profile"].as_array().unwrap() {
-        let sum: u64 = profile["parts"].as_array().unwrap().iter().map(|p| p["ns"].as_u64().unwrap()).sum();
-        assert_eq!(Some(sum), profile["mean_ns"].as_u64(), "a profile adds up: {profile:#}");
+        let sum: u64 = profile["parts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|p| p["ns"].as_u64().unwrap())
+            .sum();
+        assert_eq!(
+            Some(sum),
+            profile["mean_ns"].as_u64(),
+            "a profile adds up: {profile:#}"
+        );
     }
 }
 
@@ -58,27 +82,49 @@ fn check_first(scenario: &str, backend: Backend, kind: &str, cause: &str) -> Opt
     }
     let demo = demo_at(&Home::new(), scenario, backend);
     let first = &demo.answer["findings"][0];
-    assert_eq!((first["kind"].as_str(), first["cause"].as_str()), (Some(kind), Some(cause)), "{:#}", demo.answer);
+    assert_eq!(
+        (first["kind"].as_str(), first["cause"].as_str()),
+        (Some(kind), Some(cause)),
+        "{:#}",
+        demo.answer
+    );
     if matches!(backend, Backend::Preload) {
         let gaps = demo.answer["gaps"].as_array().unwrap();
-        assert!(gaps.iter().any(|g| g["code"] == "no_scheduler_records"), "says what it cannot know: {gaps:#?}");
+        assert!(
+            gaps.iter().any(|g| g["code"] == "no_scheduler_records"),
+            "says what it cannot know: {gaps:#?}"
+        );
     }
     Some(demo)
 }
 
 #[test]
 fn the_first_finding_of_incident_by_ebpf_is_the_hog_and_its_wait_is_schedstats() {
-    let Some(demo) = check_first("incident", Backend::Ebpf, "incident", "run_queue_wait") else { return };
+    let Some(demo) = check_first("incident", Backend::Ebpf, "incident", "run_queue_wait") else {
+        return;
+    };
     let first = &demo.answer["findings"][0];
     let hog = demo.truth["injected"][0]["pid"].as_u64().unwrap();
-    assert!(first["summary"].as_str().unwrap().contains("wt-hog"), "{first:#}");
-    assert!(first["evidence"].as_array().unwrap().iter().any(|e| e["pid"] == hog), "{first:#}");
+    assert!(
+        first["summary"].as_str().unwrap().contains("wt-hog"),
+        "{first:#}"
+    );
+    assert!(
+        first["evidence"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|e| e["pid"] == hog),
+        "{first:#}"
+    );
     assert_accounts_for_run_delay(&demo);
 }
 
 #[test]
 fn the_first_finding_of_incident_by_preload_is_run_queue_wait_and_nobody_is_named() {
-    let Some(demo) = check_first("incident", Backend::Preload, "incident", "run_queue_wait") else { return };
+    let Some(demo) = check_first("incident", Backend::Preload, "incident", "run_queue_wait") else {
+        return;
+    };
     let first = demo.answer["findings"][0].to_string();
     assert!(!first.contains("wt-hog"), "it cannot know: {first}");
     assert_accounts_for_run_delay(&demo);
@@ -97,7 +143,10 @@ fn assert_accounts_for_run_delay(demo: &Demo) {
     let truth = Truth {
         run_delay: readings
             .iter()
-            .map(|r| warptrace_lab::RunDelay { boot_ns: r.boot_ns, run_delay_ns: r.run_delay_ns })
+            .map(|r| warptrace_lab::RunDelay {
+                boot_ns: r.boot_ns,
+                run_delay_ns: r.run_delay_ns,
+            })
             .collect(),
         ..Truth::default()
     };
@@ -112,7 +161,11 @@ fn assert_accounts_for_run_delay(demo: &Demo) {
     let usual = usual_run_queue_wait(demo) * first["units"]["slow"].as_u64().unwrap();
     let said = lost + usual;
     let error = said.abs_diff(delayed) as f64 / delayed.max(1) as f64;
-    assert!(error < 0.2, "{said} ns said, {delayed} ns in schedstat ({:.1} % off): {first:#}", error * 100.0);
+    assert!(
+        error < 0.2,
+        "{said} ns said, {delayed} ns in schedstat ({:.1} % off): {first:#}",
+        error * 100.0
+    );
 }
 
 #[derive(serde::Deserialize)]

@@ -183,7 +183,10 @@ impl Scenario {
             )),
             Kind::ColdStart => plan.env.push(("SIMGPU_COLD_START_MS", "900".into())),
             Kind::MemcpyBottleneck => plan.workload.heavy_copies = true,
-            Kind::PeriodicSpike => plan.workload.allocator_storm_every = 40,
+            Kind::PeriodicSpike => {
+                plan.workload.allocator_storm_every = 40;
+                plan.env.push(("SIMGPU_MALLOC_NS", "1500000".into()));
+            }
             Kind::Healthy => plan.workload.cpu = None,
         }
         plan

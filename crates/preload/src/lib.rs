@@ -66,15 +66,13 @@ extern "C" fn initialise(
 #[unsafe(link_section = ".init_array")]
 static INITIALISE: extern "C" fn(c_int, *const *const c_char, *const *const c_char) = initialise;
 
-/// The version of the auditing interface that is spoken here, or 0: leave me out. `LAV_CURRENT` has been 1 and 2, and what is used here
+/// The version of the auditing interface that is spoken here. `LAV_CURRENT` has been 1 and 2, and what is used here
 /// is the same in both.
 #[unsafe(no_mangle)]
 pub extern "C" fn la_version(offered: c_uint) -> c_uint {
-    if process::has_directory() {
-        offered.min(2)
-    } else {
-        0
-    }
+    // Never 0, though nobody may be recording: glibc up to 2.36 at least fails to unload an auditor that declines, and
+    // the process with it ("Inconsistency detected by ld.so: rtld.c: unload_audit_module").
+    offered.min(2)
 }
 
 /// Bindings to this object are of interest; from this object.
@@ -89,6 +87,9 @@ pub unsafe extern "C" fn la_objopen(
     _namespace: isize,
     _cookie: *mut usize,
 ) -> c_uint {
+    if !process::has_directory() {
+        return 0;
+    }
     // SAFETY: the linker's promise.
     match unsafe { elf::Object::of_link_map(map) } {
         // Where the object's own symbol table leads to the stubs, there is nothing to ask about.

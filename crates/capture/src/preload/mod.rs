@@ -221,13 +221,6 @@ impl Preload {
         let created = self.clock.convert(owner.created);
         let end = owner.comm.iter().position(|b| *b == 0).unwrap_or(16);
         let name = String::from_utf8_lossy(&owner.comm[..end]).into_owned();
-        if !self.processes.contains_key(&process) {
-            out.records.push(Record {
-                op: process::SEEN,
-                arg1: process.start_ticks,
-                ..Record::new(Kind::Process, created.0, 0, thread.pid.0, thread.pid.0)
-            });
-        }
         let news = proc::process_info(thread.pid.0, true, true)
             .filter(|info| found.is_some() && info.incarnation == process)
             .unwrap_or_else(|| ProcessInfo {

@@ -21,7 +21,10 @@ pub struct Home {
 
 impl Home {
     pub fn new() -> Home {
-        Home { dir: tempfile::tempdir().expect("a temporary folder"), binary: env!("CARGO_BIN_EXE_warptrace").into() }
+        Home {
+            dir: tempfile::tempdir().expect("a temporary folder"),
+            binary: env!("CARGO_BIN_EXE_warptrace").into(),
+        }
     }
 
     /// Only a copy of the binary, in an empty folder.
@@ -39,10 +42,25 @@ impl Home {
     }
 
     /// The command, with nothing of our own environment that it listens to.
-    pub fn command<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(&self, args: I) -> Command {
+    pub fn command<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(
+        &self,
+        args: I,
+    ) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(args).current_dir(self.dir.path()).env("WARPTRACE_DATA", self.data()).env("NO_COLOR", "1");
-        for name in ["SUDO_UID", "SUDO_GID", "SUDO_USER", "LD_AUDIT", "LD_PRELOAD", "SIMGPU_SHM", "WARPTRACE_RINGS"] {
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("WARPTRACE_DATA", self.data())
+            .env("NO_COLOR", "1");
+        for name in [
+            "SUDO_UID",
+            "SUDO_GID",
+            "SUDO_USER",
+            "LD_AUDIT",
+            "LD_PRELOAD",
+            "SIMGPU_SHM",
+            "WARPTRACE_RINGS",
+        ] {
             command.env_remove(name);
         }
         command
@@ -55,7 +73,13 @@ impl Home {
     /// Folders of the sessions, oldest first.
     pub fn sessions(&self) -> Vec<PathBuf> {
         let mut found: Vec<PathBuf> = std::fs::read_dir(self.data().join("sessions"))
-            .map(|entries| entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect())
+            .map(|entries| {
+                entries
+                    .flatten()
+                    .map(|e| e.path())
+                    .filter(|p| p.is_dir())
+                    .collect()
+            })
             .unwrap_or_default();
         found.sort();
         found
@@ -90,10 +114,10 @@ impl Ran {
 
 /// Whether this machine lets us trace; counts a skip with its reason when not.
 pub fn can_trace(test: &str) -> bool {
-    match warptrace_capture::ebpf::support() {
-        Ok(()) => true,
-        Err(why) => {
-            skip(test, &format!("eBPF is not allowed here: {why:#}"));
+    match warptrace_capture::ebpf::kernel::Kernel::probe().refusal() {
+        None => true,
+        Some(why) => {
+            skip(test, &format!("eBPF is not allowed here: {why}"));
             false
         }
     }
