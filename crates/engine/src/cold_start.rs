@@ -162,7 +162,7 @@ impl Start {
                 .hints
                 .iter()
                 .take(rules.finding.evidence)
-                .map(|h| evidence(world, Cause::ColdStart, h))
+                .map(|h| evidence(world, h))
                 .collect(),
         })
     }

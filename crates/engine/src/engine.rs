@@ -220,6 +220,23 @@ impl Engine {
         self.stats.window()
     }
 
+    /// Records held for units to come.
+    #[cfg(test)]
+    pub(crate) fn records_held(&self) -> usize {
+        let threads = self.world.threads.values();
+        threads
+            .map(|t| t.calls.len() + t.off_cpu.len() + t.stretches.len())
+            .sum::<usize>()
+            + self
+                .world
+                .slices
+                .iter()
+                .map(std::collections::VecDeque::len)
+                .sum::<usize>()
+            + self.closed.len()
+            + self.measured.len()
+    }
+
     fn evicted(&self) -> u64 {
         let work: u64 = self
             .world
@@ -588,14 +605,13 @@ impl Engine {
                 );
             }
         }
-        let unseen =
-            process.from_start && matches!(process.cold, crate::cold_start::ColdStart::Unseen);
+        let starts = process.starts();
         let line = self.world.timeline(c.thread, end.0);
         let ix = line.process;
         // Before its first wait a thread has no unit; only a process seen from its start has one, its start.
         let since = match line.lead {
             Some(lead) => Some(lead.since),
-            None if unseen => line.first_call,
+            None if starts => line.first_call,
             None => None,
         };
         line.lead = Some(Lead { since: end.0 });

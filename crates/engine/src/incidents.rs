@@ -48,6 +48,9 @@ pub(crate) struct Incident {
     hints: Vec<Hint>,
     cases: Vec<Case>,
     clock: Option<(u32, u32)>,
+    /// Beyond the usual, over all its units.
+    more_launches: u64,
+    more_bytes: u64,
     pub(crate) shifted: bool,
     /// Ordinary units of the key when the last slow one came.
     pub(crate) ordinary: u64,
@@ -77,6 +80,8 @@ impl Incident {
             hints: Vec::new(),
             cases: Vec::new(),
             clock: None,
+            more_launches: 0,
+            more_bytes: 0,
             shifted: false,
             ordinary: 0,
             dirty: false,
@@ -132,13 +137,23 @@ impl Incident {
             self.clock = m.clock;
         }
         let worth = blame.lost.iter().sum::<u64>() / 10;
+        let waited_more = m.parts[Category::DeviceWait] > usual.parts[Category::DeviceWait];
         for h in &m.hints {
-            let cause = cause_of(h.category).unwrap_or(Cause::GpuContention);
-            if blame.lost[cause as usize] > worth {
+            let cause = shows(h);
+            if cause_of(h.category).is_none() && !waited_more {
+                continue;
+            }
+            if blame.lost[cause as usize] > 0 {
                 add_hint(&mut self.hints, HINTS, *h);
+            }
+            if blame.lost[cause as usize] > worth {
                 self.case(Case { cause, hint: *h }, rules.evidence);
             }
         }
+        let more = |now: u64, usual: u64| now.saturating_sub(usual);
+        self.more_launches += more(m.facts.launches, usual.facts.launches);
+        let bytes = m.facts.bytes.iter().zip(usual.facts.bytes);
+        self.more_bytes += bytes.map(|(b, u)| more(*b, u)).sum::<u64>();
         self.recent.push_back((m.window, excess));
         self.grade(rules);
         let huge = m.dur() >= rules.high_unit_nanos
@@ -167,6 +182,8 @@ impl Incident {
             self.lost[i] += other.lost[i];
         }
         self.clock = other.clock.or(self.clock);
+        self.more_launches += other.more_launches;
+        self.more_bytes += other.more_bytes;
         for h in other.hints {
             add_hint(&mut self.hints, HINTS, h);
         }
@@ -218,6 +235,24 @@ impl Incident {
         self.severity = self.severity.max(severity);
     }
 
+    fn detail(&self, world: &World, cause: Cause) -> String {
+        let a_unit = |sum: u64| sum / self.units.slow.max(1);
+        match cause {
+            Cause::Copy if self.more_bytes > 0 => {
+                format!(
+                    "{} more bytes copied a unit than usual",
+                    a_unit(self.more_bytes)
+                )
+            }
+            Cause::GpuWork => format!(
+                "{} more launches a unit, beside the usual {}",
+                a_unit(self.more_launches),
+                self.usual.facts.launches
+            ),
+            _ => detail(world, cause, &self.hints, self.clock, self.lead),
+        }
+    }
+
     pub(crate) fn finding(&self, world: &World, rules: &FindingRules) -> Finding {
         let cause = main_cause(&self.exposed);
         let excess = self.excess();
@@ -231,7 +266,7 @@ impl Incident {
                 cause: c,
                 ns: self.exposed[c as usize],
                 lost_ns: self.lost[c as usize],
-                detail: detail(world, c, &self.hints, self.clock, self.lead),
+                detail: self.detail(world, c),
             })
             .collect();
         blame.sort_by_key(|b| (std::cmp::Reverse((b.ns, b.lost_ns)), b.cause));
@@ -273,9 +308,19 @@ impl Incident {
             evidence: self
                 .cases
                 .iter()
-                .map(|c| evidence(world, c.cause, &c.hint))
+                .map(|c| evidence(world, &c.hint))
                 .collect(),
         }
+    }
+}
+
+/// The cause that a hint is evidence of.
+pub(crate) fn shows(h: &Hint) -> Cause {
+    match (cause_of(h.category), h.about) {
+        (Some(cause), _) => cause,
+        (None, About::Process(_)) => Cause::GpuContention,
+        // A long wait shows nothing but itself.
+        (None, _) => Cause::Unexplained,
     }
 }
 
@@ -492,7 +537,7 @@ pub(crate) fn label(world: &World, t: Thread) -> String {
     }
 }
 
-pub(crate) fn evidence(world: &World, cause: Cause, h: &Hint) -> Evidence {
+pub(crate) fn evidence(world: &World, h: &Hint) -> Evidence {
     let own = h.chain.threads().last().copied().unwrap_or_default();
     let (who, what) = match h.about {
         About::Occupant(who, cpu) => (who, format!("held cpu {}", cpu.0)),
@@ -506,15 +551,15 @@ pub(crate) fn evidence(world: &World, cause: Cause, h: &Hint) -> Evidence {
         About::Op(op) => (own, op.name().to_owned()),
         _ => (
             own,
-            match cause {
-                Cause::DiskWait => "read or wrote a file",
-                Cause::PageFault => "waited for a page",
-                Cause::Reclaim => "reclaimed memory",
-                Cause::LockWait => "waited for a lock",
-                Cause::NetworkWait => "waited for the network",
-                Cause::Sleep => "slept",
-                Cause::CpuQuota => "was held back by its CPU quota",
-                Cause::LaunchGap => "ran outside CUDA calls",
+            match h.category {
+                Category::DiskWait => "read or wrote a file",
+                Category::PageFault => "waited for a page",
+                Category::Reclaim => "reclaimed memory",
+                Category::LockWait => "waited for a lock",
+                Category::NetworkWait => "waited for the network",
+                Category::Sleep => "slept",
+                Category::CpuQuota => "was held back by its CPU quota",
+                Category::LaunchGap => "ran outside CUDA calls",
                 other => other.name(),
             }
             .to_owned(),

@@ -10,7 +10,7 @@ use warptrace_model::{
 };
 
 use crate::blame::{CAUSES, cause_of};
-use crate::incidents::{detail, evidence, finding_id, place};
+use crate::incidents::{detail, evidence, finding_id, place, shows};
 use crate::partition::{Hint, add_hint};
 use crate::thresholds::Rules;
 use crate::units::Measured;
@@ -123,11 +123,7 @@ impl Totals {
             {
                 continue;
             }
-            let mut cases: Vec<&Hint> = calm
-                .hints
-                .iter()
-                .filter(|h| cause_of(h.category).unwrap_or(Cause::GpuContention) == cause)
-                .collect();
+            let mut cases: Vec<&Hint> = calm.hints.iter().filter(|h| shows(h) == cause).collect();
             cases.sort_by_key(|h| (std::cmp::Reverse(h.longest.nanos()), h.longest.start));
             found.push(Finding {
                 // One finding for as long as the process lives: its start is no part of the id.
@@ -173,7 +169,7 @@ impl Totals {
                 evidence: cases
                     .into_iter()
                     .take(rules.finding.evidence)
-                    .map(|h| evidence(world, cause, h))
+                    .map(|h| evidence(world, h))
                     .collect(),
             });
         }

@@ -7,6 +7,7 @@
 //! process train 4711 job from-start     a process, its main thread `train`; parent=NAME
 //! thread loader-3 4713 of train         another thread of it
 //! at 2s                                 times that follow count from here
+//! pause 5ms                              the same, 5 ms after where they counted from
 //! train   1ms +5us   cudaLaunchKernel stream=1 device=0    any op of the table; arg0= arg1= bytes= kind= ret= nested, in-library
 //! train   2ms +3ms   blocked on=futex by=loader-3 runnable=1ms cpu=1
 //!                    on: futex poll read pread write nanosleep recv epoll fault io_uring; fd= file=regular|socket|pipe
@@ -233,6 +234,10 @@ impl Parser {
             }
             ["at", time] => {
                 self.base = parse_time(time)?;
+                Ok(())
+            }
+            ["pause", time] => {
+                self.base += parse_time(time)?;
                 Ok(())
             }
             ["file", process, fd, path] => {

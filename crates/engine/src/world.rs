@@ -174,6 +174,11 @@ impl Process {
         }
     }
 
+    /// Whether its first unit is still to come, and is its start.
+    pub(crate) fn starts(&self) -> bool {
+        self.from_start && matches!(self.cold, ColdStart::Unseen)
+    }
+
     pub(crate) fn incarnation(&self) -> Incarnation {
         Incarnation {
             pid: self.pid,
@@ -558,12 +563,20 @@ impl World {
 
     /// Drops what no unit that is open at `now` can need. `open`: where the oldest unit not yet taken apart begins.
     pub(crate) fn prune(&mut self, now: u64, open: u64, reach: u64) {
-        let horizon = now.saturating_sub(reach);
-        for t in self.threads.values_mut() {
-            let own = t.lead.as_ref().map_or(horizon, |l| l.since);
-            t.prune(own.min(horizon).min(open).max(t.lost_before));
+        // A unit needs nothing from before its begin; one that goes on for very long, of other threads only the end.
+        let since = |t: &Timeline| match (&t.lead, self.processes.get(&t.process)) {
+            (Some(lead), _) => lead.since,
+            (None, Some(p)) if p.starts() => t.first_call.unwrap_or(u64::MAX),
+            _ => u64::MAX,
+        };
+        let oldest = self.threads.values().map(since).min().unwrap_or(u64::MAX);
+        let before = oldest.min(open).clamp(now.saturating_sub(reach), now);
+        let own: Vec<(Thread, u64)> = self.threads.iter().map(|(k, t)| (*k, since(t))).collect();
+        for (thread, since) in own {
+            if let Some(t) = self.threads.get_mut(&thread) {
+                t.prune(since.min(before).max(t.lost_before));
+            }
         }
-        let before = horizon.min(open);
         for cpu in &mut self.slices {
             while cpu.front().is_some_and(|s| s.start.0 + s.dur <= before) {
                 cpu.pop_front();

@@ -25,11 +25,6 @@ pub(crate) struct UnitBlame {
 }
 
 impl UnitBlame {
-    #[cfg(test)]
-    pub(crate) fn total(&self) -> u64 {
-        self.exposed.iter().sum()
-    }
-
     pub(crate) fn cause(&self) -> Cause {
         main_cause(&self.exposed)
     }

@@ -499,9 +499,12 @@ impl Walk<'_> {
             }
         };
         self.piece(a, b, ns, category);
-        if category == Category::Allocator
-            || (category == Category::Launch && b - a >= 10 * HINT_MIN_NANOS)
-        {
+        let worth = match category {
+            Category::Allocator => HINT_MIN_NANOS,
+            Category::DeviceWait => 100 * HINT_MIN_NANOS,
+            _ => 10 * HINT_MIN_NANOS,
+        };
+        if ns >= worth {
             self.hint(category, About::Op(c.op), window(a, b));
         }
     }

@@ -268,15 +268,6 @@ impl Work {
         set
     }
 
-    /// Nothing is outstanding any more, whoever waited or not.
-    pub(crate) fn forget_outstanding(&mut self) {
-        for (_, s) in self.streams.iter_mut() {
-            let to = s.issued;
-            s.finish(&to, &mut WorkSet::default());
-        }
-        self.outstanding = 0;
-    }
-
     fn finish(&mut self, key: StreamKey, to: &Issued, set: &mut WorkSet) {
         if let Some(s) = self.streams.get_mut(&key) {
             self.outstanding = self.outstanding.saturating_sub(s.finish(to, set));
@@ -293,8 +284,8 @@ pub(crate) fn work_class(launches: u64) -> u16 {
     }
     let (mut low, mut class) = (1u64, 1u16);
     loop {
-        let next = (low + 1).max(low.saturating_add(low / 4));
-        if launches < next || class == u16::MAX - 1 {
+        let next = low.saturating_add((low / 4).max(1));
+        if launches < next || next == u64::MAX {
             return class;
         }
         (low, class) = (next, class + 1);
