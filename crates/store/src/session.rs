@@ -21,7 +21,7 @@ use crate::fs::{Fs, ReadAt, Share};
 use crate::meta::{self, SessionMeta};
 use crate::rows::{
     DropRow, EventRow, FileRow, FindingRow, GapRow, OffCpuRow, OpsRow, Order, ProcessRow, Stack,
-    StackRow, StoredLoss, SystemRow, TABLES, Table, ThreadRow, UnitRow,
+    StackRow, StoredLoss, SystemRow, Table, ThreadRow, UnitRow,
 };
 use crate::segment::{self, Extent, FileKind, Sealed, StreamIndex};
 use crate::table::union;
@@ -58,14 +58,13 @@ pub struct OpStats {
     pub durations: Histogram,
 }
 
-/// The files of a table, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The files of a table, in order of their numbers, as they were at one moment. Together they are all of its rows.
+#[derive(Default)]
 pub struct TableFiles {
-    /// One of [`TABLES`].
-    pub name: &'static str,
+    /// Parquet.
     pub sealed: Vec<PathBuf>,
-    /// Arrow streams that were not sealed.
-    pub streams: Vec<PathBuf>,
+    /// Opened, so that a writer which seals them meanwhile takes nothing away.
+    pub streams: Vec<UnsealedStream>,
 }
 
 /// A session opened for reading.
@@ -289,41 +288,19 @@ impl Session {
         Ok(sums)
     }
 
-    /// The tables that are there, with their files.
+    /// The files of one of [`crate::TABLES`], for an engine of its own; a table that is not there has none.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn tables(&self) -> Result<Vec<TableFiles>, StoreError> {
-        let mut tables = Vec::new();
-        for name in TABLES {
-            let mut files = TableFiles {
-                name,
-                sealed: Vec::new(),
-                streams: Vec::new(),
-            };
-            for (path, kind) in self.files(name)? {
-                match kind {
-                    FileKind::Sealed(_) => files.sealed.push(path),
-                    FileKind::Stream(_) => files.streams.push(path),
-                }
-            }
-            tables.push(files);
-        }
-        Ok(tables)
-    }
-
-    /// The whole batches of a table's unsealed streams, one closure call a batch, read when they are asked for.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`].
-    pub fn unsealed(&self, table: &str) -> Result<Vec<UnsealedStream>, StoreError> {
-        let mut streams = Vec::new();
-        for segment in self.segments(table)? {
-            if let Body::Stream(file, index) = segment.body {
-                streams.push(UnsealedStream { file, index });
+    pub fn table(&self, name: &str) -> Result<TableFiles, StoreError> {
+        let mut files = TableFiles::default();
+        for segment in self.segments(name)? {
+            match segment.body {
+                Body::Sealed(_) => files.sealed.push(segment.path),
+                Body::Stream(file, index) => files.streams.push(UnsealedStream { file, index }),
             }
         }
-        Ok(streams)
+        Ok(files)
     }
 
     /// The events in `window`, or all, for a replay: first what has no moment (names, processes, paths), then in the order
@@ -529,7 +506,7 @@ impl Session {
                             let cut = format!("{name} ends in part of a batch, which is left out");
                             self.problem(cut, 1);
                         }
-                        segments.push(Segment { name, body });
+                        segments.push(Segment { name, path, body });
                     }
                     Err(e) => {
                         self.problem(format!("{name} is damaged ({e}): its rows are missing"), 1)
@@ -585,15 +562,24 @@ pub struct UnsealedStream {
 }
 
 impl UnsealedStream {
-    /// Its whole batches, read one by one.
-    pub fn batches(&self) -> impl Iterator<Item = Result<RecordBatch, SegmentError>> + '_ {
-        (0..self.index.batches.len()).map(|i| self.index.read(&*self.file, i))
+    /// Number of its whole batches.
+    pub fn batches(&self) -> usize {
+        self.index.batches.len()
+    }
+
+    /// Batch `i`, which is below [`UnsealedStream::batches`].
+    ///
+    /// # Errors
+    /// [`SegmentError`] when it cannot be read.
+    pub fn read(&self, i: usize) -> Result<RecordBatch, SegmentError> {
+        self.index.read(&*self.file, i)
     }
 }
 
 struct Segment {
     /// `events/000041.parquet`, for messages.
     name: String,
+    path: PathBuf,
     body: Body,
 }
 

@@ -266,7 +266,7 @@ fn on_a_real_disk_a_session_is_private_locked_and_complete() {
 fn under_sudo_everything_belongs_to_the_caller() {
     let temp = tempfile::tempdir().unwrap();
     if std::fs::metadata(temp.path()).unwrap().uid() != 0 {
-        eprintln!("skipped: giving files away needs root");
+        skip("store-under-sudo", "giving files away needs root");
         return;
     }
     let owner = Owner {
