@@ -1031,6 +1031,37 @@ fn a_thread_that_waits_for_a_socket_is_woken_by_the_sender() {
     );
 }
 
+#[test]
+fn a_segment_that_is_sent_again_names_its_ports() {
+    // Nobody accepts and the queue is full, so that the third connection's first segment is dropped and sent again.
+    const FULL_QUEUE: &str = "\
+import socket, sys
+l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen(0)
+print(l.getsockname()[1], flush=True)
+held = []
+for _ in range(3):
+    s = socket.socket(); s.setblocking(False); held.append(s)
+    try: s.connect(l.getsockname())
+    except BlockingIOError: pass
+sys.stdin.readline()";
+    let mut capture = or_return!(Capture::of(&[std::process::id()]));
+    let mut command = Command::new("python3");
+    command.args(["-c", FULL_QUEUE]);
+    let mut target = Target::run(command);
+    let port: u16 = target.line().parse().unwrap();
+    let sent_again = |c: &Capture| {
+        c.events().find_map(|e| match e {
+            Event::Retransmit(r) if r.peer_port == port => Some(r),
+            _ => None,
+        })
+    };
+    capture.until("retransmit", |c| sent_again(c).is_some());
+    let again = sent_again(&capture).unwrap();
+    let loopback = u32::from(std::net::Ipv4Addr::LOCALHOST);
+    assert_eq!((again.address, again.peer_address), (loopback, loopback));
+    assert_ne!(again.port, 0);
+}
+
 /// A control group of one controller, removed when it is dropped: v2 if that has the controller, else v1.
 struct Group(PathBuf);
 
