@@ -257,7 +257,7 @@ fn source(row: &Row, path: &Path, text: &str) -> Vec<String> {
         Unsafe::No => false,
         Unsafe::Under(place) => inside.contains(&format!("{}/{place}", row.name)),
     };
-    let mut pure = row.pure && !is_test(path);
+    let mut pure = row.pure && !is_outside(path);
     for (number, line) in text.lines().enumerate() {
         let code = line.split("//").next().unwrap_or_default();
         // Tests stand at the end of a file, and may do what they need.
@@ -292,9 +292,11 @@ fn source(row: &Row, path: &Path, text: &str) -> Vec<String> {
     wrong
 }
 
-/// A file of tests alone.
-fn is_test(path: &Path) -> bool {
-    path.ends_with("tests.rs") || path.components().any(|part| part.as_os_str() == "tests")
+/// A file that is no part of the crate's library: tests, examples, benchmarks.
+fn is_outside(path: &Path) -> bool {
+    let outside = ["tests", "examples", "benches"];
+    let folder = |part: std::path::Component<'_>| outside.iter().any(|o| part.as_os_str() == *o);
+    path.ends_with("tests.rs") || path.components().any(folder)
 }
 
 /// Whether a line of code names a module of std, alone or in a group (`use std::{fs, io}`).
