@@ -96,7 +96,8 @@ fn compile(
     (arch, target): (&str, &str),
 ) -> anyhow::Result<Vec<u8>> {
     let out = std::env::temp_dir().join(format!("{name}-{}-{arch}.bpf.o", std::process::id()));
-    let bpf = root.join("bpf");
+    // As the compiler sees it, which knows no links.
+    let bpf = root.join("bpf").canonicalize()?;
     // The folder's name must not reach the object, whose line information would hold it.
     run(Command::new(clang)
         .current_dir(&bpf)
