@@ -162,10 +162,17 @@ pub struct Ebpf {
     counts: HashMap<[u8; 8], Count>,
     counted_at: BootNanos,
     losses: [u64; layout::LOSSES],
+    /// Number of the last record of each CPU, and whether one was missing since losses were last read.
+    last_seq: HashMap<u32, u32>,
+    gap_seen: bool,
+    /// When the poll before last and the last one ended: what was lost since shows by the next record of its CPU.
+    polled_at: [BootNanos; 2],
     /// Watched processes.
     job: HashSet<u32>,
     /// Those that were named, and are not told of yet.
     named: Vec<u32>,
+    /// Those that were named before they began their program.
+    fresh: HashSet<u32>,
     /// Processes whose facts were sent.
     told: HashSet<u32>,
     /// Processes that ended since the last count.
@@ -224,8 +231,12 @@ impl Ebpf {
             counts: HashMap::new(),
             counted_at: started,
             losses: [0; layout::LOSSES],
+            last_seq: HashMap::new(),
+            gap_seen: false,
+            polled_at: [started; 2],
             job: HashSet::new(),
             named: Vec::new(),
+            fresh: HashSet::new(),
             told: HashSet::new(),
             ended: Vec::new(),
             paths: HashMap::new(),
@@ -281,6 +292,9 @@ impl Ebpf {
             .map_err(|e| refused("program watch", e))?;
         self.job.insert(pid);
         self.named.push(pid);
+        if from_start {
+            remember(&mut self.fresh, pid);
+        }
         Ok(())
     }
 
@@ -430,6 +444,9 @@ impl Ebpf {
     // ---- records ----
 
     fn sort(&mut self, mut record: Record, out: &mut Batch) {
+        // A record that was overtaken by the next of its CPU looks like a gap too: then nothing is found lost.
+        let last = self.last_seq.insert(record.cpu, record.seq);
+        self.gap_seen |= last.is_some_and(|last| record.seq != last.wrapping_add(1));
         match record.kind() {
             Some(Kind::Process) => self.process_record(&record, out),
             Some(Kind::OffCpu) => {
@@ -479,6 +496,7 @@ impl Ebpf {
             }
             process::EXIT if r.pid == r.tid => {
                 self.job.remove(&r.pid);
+                self.fresh.remove(&r.pid);
                 self.told.remove(&r.pid);
                 self.paths.retain(|(pid, _), _| *pid != r.pid);
                 self.ended.push(r.pid);
@@ -498,7 +516,7 @@ impl Ebpf {
         let Some(mut info) = proc::process_info(pid, false, in_job) else {
             return;
         };
-        info.from_start = info.start > self.started;
+        info.from_start = info.start > self.started || self.fresh.contains(&pid);
         if in_job && !info.from_start {
             let before = self.started.since(info.start) as f64 / 1e9;
             self.gap(
@@ -644,7 +662,6 @@ impl Ebpf {
                 }
             }
         }
-        self.count_losses(window, out);
     }
 
     fn count_losses(&mut self, window: Window, out: &mut Batch) {
@@ -732,9 +749,16 @@ impl Source for Ebpf {
         self.lock().records = records;
         self.forget_stacks();
         let now = clock::boot_now();
-        if self.stopped || now.since(self.counted_at) >= COUNTS_EVERY {
+        let due = self.stopped || now.since(self.counted_at) >= COUNTS_EVERY;
+        if due {
             self.count(now, out);
         }
+        if due || self.gap_seen {
+            let [start, _] = self.polled_at;
+            self.count_losses(Window { start, end: now }, out);
+            self.gap_seen = false;
+        }
+        self.polled_at = [self.polled_at[1], now];
         out.gaps.append(&mut self.gaps);
         Ok(())
     }
