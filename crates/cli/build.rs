@@ -55,9 +55,10 @@ fn main() {
     // Frame pointers: functions then begin with `push`, as the real libraries' do, and probes cost the same on them.
     cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Cforce-frame-pointers=yes");
     cargo.env("CARGO_PROFILE_RELEASE_PANIC", "abort");
-    cargo.env("CARGO_PROFILE_RELEASE_LTO", "fat");
+    cargo.env("CARGO_PROFILE_RELEASE_LTO", "thin");
     cargo.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
     cargo.env("CARGO_PROFILE_RELEASE_DEBUG", "0");
+    cargo.env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
     for name in [
         "RUSTFLAGS",
         "CARGO_TARGET_DIR",

@@ -12,7 +12,7 @@ use warptrace_capture::pollers::{GpuPoller, SystemPoller};
 use warptrace_capture::{Batch, Source, clock};
 use warptrace_engine::{Engine, Rules};
 use warptrace_model::{BootNanos, Event, Gap, Loss, LossReason};
-use warptrace_store::SessionWriter;
+use warptrace_store::{SessionWriter, StoreError};
 
 use crate::live::LiveState;
 
@@ -45,18 +45,19 @@ pub struct Config {
 pub enum AgentError {
     #[error("a thread of the recorder panicked: {0}")]
     Panicked(&'static str),
-    #[error("the session could not be sealed; it can be read up to its last flush")]
-    Seal(#[source] warptrace_store::StoreError),
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
 }
 
 /// A finished recording.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Finished {
     /// Records taken in.
     pub records: u64,
+    /// The last state, with every drop: a full disk cannot hold the drops that it caused.
     pub live: Live,
+    /// Whether the session was ended in good order. When not, it can be read up to its last flush.
+    pub sealed: Result<(), StoreError>,
 }
 
 /// A running recording.
@@ -66,7 +67,7 @@ pub struct Recording {
     records: Arc<AtomicU64>,
     capture: JoinHandle<()>,
     sampler: JoinHandle<()>,
-    pipeline: JoinHandle<Result<(), warptrace_store::StoreError>>,
+    pipeline: JoinHandle<Result<(), StoreError>>,
 }
 
 enum Message {
@@ -156,7 +157,7 @@ impl Recording {
     /// Detaches the sources, takes in what they still had, judges it, and seals the session.
     ///
     /// # Errors
-    /// [`AgentError`]; what had been flushed can be read.
+    /// [`AgentError::Panicked`]; what had been flushed can be read.
     pub fn stop(self) -> Result<Finished, AgentError> {
         self.stop.store(true, Ordering::Release);
         self.capture.thread().unpark();
@@ -173,7 +174,6 @@ impl Recording {
             .pipeline
             .join()
             .map_err(|_| AgentError::Panicked("wt-pipeline"))?;
-        sealed.map_err(AgentError::Seal)?;
         capture?;
         sampler?;
         let live = self
@@ -184,6 +184,7 @@ impl Recording {
         Ok(Finished {
             records: self.records.load(Ordering::Relaxed),
             live,
+            sealed,
         })
     }
 }
@@ -279,11 +280,7 @@ struct Pipeline {
 }
 
 impl Pipeline {
-    fn run(
-        mut self,
-        receiver: Receiver<Message>,
-        gaps: Vec<Gap>,
-    ) -> Result<(), warptrace_store::StoreError> {
+    fn run(mut self, receiver: Receiver<Message>, gaps: Vec<Gap>) -> Result<(), StoreError> {
         self.writer.anchor(clock::anchor());
         self.writer.gaps(&gaps);
         self.state.gaps(&gaps);

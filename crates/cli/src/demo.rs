@@ -15,7 +15,7 @@ use warptrace_lab::{Fault, Injected, Plan, Scenario, Truth, Watch};
 
 use crate::args::{Backend, DemoArgs, Global};
 use crate::launch::Program;
-use crate::record::{self, Outcome, Trace, Watched};
+use crate::record::{self, Outcome, Recorded, Trace, Watched};
 use crate::signals::Signals;
 use crate::workload::Task;
 use crate::{explain, guest, output, sessions};
@@ -74,7 +74,7 @@ pub(crate) fn run(global: &Global, args: &DemoArgs) -> anyhow::Result<u8> {
     } else if outcome.exit_code != 0 {
         bail!("the workload ended with exit code {}", outcome.exit_code);
     }
-    let answer = record::answer(&session)?;
+    let answer = session.answer()?;
     if args.output.json {
         output::print_json(&answer)?;
     } else {
@@ -151,7 +151,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs the workload with its faults, recorded. Returns the session's folder, how it ended, and the truth.
+    /// Runs the workload with its faults, recorded. Returns the session, how it ended, and the truth.
     fn record(
         &self,
         global: &Global,
@@ -159,7 +159,7 @@ impl Run<'_> {
         length: Duration,
         signals: &Signals,
         talk: bool,
-    ) -> anyhow::Result<(PathBuf, Outcome, Truth)> {
+    ) -> anyhow::Result<(Recorded, Outcome, Truth)> {
         let own = std::env::current_exe().context("cannot find our own program")?;
         let scratch = Scratch::new(&sessions::data_dir(global)?.path)?;
         let cudart = self.folder.join("simgpu/libcudart.so.12");

@@ -44,7 +44,7 @@ pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
     };
     let mut ended = Outcome::default();
     let session = with_preload(global, &job, &signals, &mut |_| {}, &mut ended)?;
-    conclude(global, &session, args.json, args.quiet)?;
+    conclude(global, session, args.json, args.quiet)?;
     Ok(ended.exit_code)
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
     };
     let mut ended = Outcome::default();
     let session = with_ebpf(global, &job, &view, &signals, &mut |_| {}, &mut ended)?;
-    conclude(global, &session, args.json.is_some(), args.quiet)?;
+    conclude(global, session, args.json.is_some(), args.quiet)?;
     Ok(ended.exit_code)
 }
 
@@ -102,6 +102,12 @@ pub(crate) struct Trace {
     pub(crate) quiet: bool,
 }
 
+/// A finished recording and the folder of its session.
+pub(crate) struct Recorded {
+    pub(crate) folder: PathBuf,
+    pub(crate) finished: Finished,
+}
+
 /// How the command ended.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
@@ -110,14 +116,14 @@ pub(crate) struct Outcome {
     pub(crate) interrupted: bool,
 }
 
-/// Records `job` from inside. Calls `started` with its pid once it runs. Returns the session's folder.
+/// Records `job` from inside. Calls `started` with its pid once it runs. Returns the session.
 pub(crate) fn with_preload(
     global: &Global,
     job: &Watched<'_>,
     signals: &Signals,
     started: &mut dyn FnMut(u32),
     outcome: &mut Outcome,
-) -> anyhow::Result<PathBuf> {
+) -> anyhow::Result<Recorded> {
     let dirs = sessions::data_dir(global)?;
     let libraries = guest::folder(&dirs.path)?;
     let source = Preload::start(&PreloadOptions::new(guest::library(
@@ -159,8 +165,8 @@ pub(crate) fn with_preload(
         }
     };
     outlive(&mut running, &recording, signals, None, None, outcome)?;
-    recording.stop()?;
-    Ok(folder)
+    let finished = recording.stop()?;
+    Ok(Recorded { folder, finished })
 }
 
 /// Records `job` from outside, probes attached before it begins.
@@ -171,7 +177,7 @@ pub(crate) fn with_ebpf(
     signals: &Signals,
     started: &mut dyn FnMut(u32),
     outcome: &mut Outcome,
-) -> anyhow::Result<PathBuf> {
+) -> anyhow::Result<Recorded> {
     let dirs = sessions::data_dir(global)?;
     let mut running = job.program.start_gated(&job.env)?;
     let result = (|| {
@@ -199,8 +205,8 @@ pub(crate) fn with_ebpf(
             view.limit,
             outcome,
         )?;
-        recording.stop()?;
-        Ok(folder)
+        let finished = recording.stop()?;
+        Ok(Recorded { folder, finished })
     })();
     if result.is_err() {
         running.kill();
@@ -301,9 +307,14 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         }
     }
     screen.close();
-    stop(recording, &signals)?;
+    let finished = stop(recording, &signals)?;
     screen.rest();
-    conclude(global, &folder, args.json.is_some(), args.quiet)?;
+    conclude(
+        global,
+        Recorded { folder, finished },
+        args.json.is_some(),
+        args.quiet,
+    )?;
     Ok(0)
 }
 
@@ -558,11 +569,12 @@ fn event_json(event: &Event, anchor: &warptrace_model::ClockAnchor) -> Option<se
 }
 
 /// Explains what was recorded, and says what to type next.
-fn conclude(global: &Global, folder: &Path, json: bool, quiet: bool) -> anyhow::Result<()> {
+fn conclude(global: &Global, recorded: Recorded, json: bool, quiet: bool) -> anyhow::Result<()> {
     if quiet {
+        recorded.warn();
         return Ok(());
     }
-    let answer = answer(folder)?;
+    let answer = recorded.answer()?;
     if json {
         return output::print_json(&answer);
     }
@@ -573,12 +585,29 @@ fn conclude(global: &Global, folder: &Path, json: bool, quiet: bool) -> anyhow::
     Ok(())
 }
 
-/// The explanation of a whole session.
-pub(crate) fn answer(folder: &Path) -> anyhow::Result<Explain> {
-    let session =
-        sessions::open(folder).with_context(|| format!("cannot read the session {folder:?}"))?;
-    Ok(warptrace_api::explain(
-        &session,
-        &ExplainQuestion::default(),
-    )?)
+impl Recorded {
+    /// The explanation of the whole session.
+    pub(crate) fn answer(&self) -> anyhow::Result<Explain> {
+        self.warn();
+        let session = sessions::open(&self.folder)
+            .with_context(|| format!("cannot read the session {:?}", self.folder))?;
+        let mut answer = warptrace_api::explain(&session, &ExplainQuestion::default())?;
+        if self.finished.sealed.is_err() {
+            // What the disk could not take, it cannot tell either.
+            answer.drops.clone_from(&self.finished.live.drops);
+        }
+        Ok(answer)
+    }
+
+    /// Says when the session is not whole.
+    fn warn(&self) {
+        if let Err(e) = &self.finished.sealed {
+            let chain = std::error::Error::source(e)
+                .map(|source| format!(": {source}"))
+                .unwrap_or_default();
+            eprintln!(
+                "warptrace: the session could not be sealed, and can be read up to its last flush: {e}{chain}"
+            );
+        }
+    }
 }

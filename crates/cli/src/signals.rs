@@ -1,6 +1,6 @@
 //! Signals as values: what arrived, and whether the terminal sent it to the whole group (the command has it already).
 
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -25,7 +25,7 @@ pub(crate) struct Signals {
 impl Signals {
     pub(crate) fn catch() -> anyhow::Result<Signals> {
         let mut signals = SignalsInfo::<WithOrigin>::new([SIGINT, SIGTERM, SIGQUIT, SIGHUP])?;
-        let (sender, arrived) = channel();
+        let (sender, arrived) = sync_channel(16);
         std::thread::Builder::new()
             .name("wt-signals".into())
             .spawn(move || {

@@ -9,18 +9,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 static MACHINE: Mutex<()> = Mutex::new(());
 
 /// The machine to ourselves.
-pub fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An empty home, and the binary in it.
-pub struct Home {
-    pub dir: tempfile::TempDir,
+pub(crate) struct Home {
+    pub(crate) dir: tempfile::TempDir,
     binary: PathBuf,
 }
 
 impl Home {
-    pub fn new() -> Home {
+    pub(crate) fn new() -> Home {
         Home {
             dir: tempfile::tempdir().expect("a temporary folder"),
             binary: env!("CARGO_BIN_EXE_warptrace").into(),
@@ -28,7 +28,7 @@ impl Home {
     }
 
     /// Only a copy of the binary, in an empty folder.
-    pub fn with_copied_binary() -> Home {
+    pub(crate) fn with_copied_binary() -> Home {
         let mut home = Home::new();
         let copy = home.dir.path().join("only/warptrace");
         std::fs::create_dir(copy.parent().unwrap()).unwrap();
@@ -37,12 +37,12 @@ impl Home {
         home
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
     /// The command, with nothing of our own environment that it listens to.
-    pub fn command<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(
+    pub(crate) fn command<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(
         &self,
         args: I,
     ) -> Command {
@@ -66,12 +66,12 @@ impl Home {
         command
     }
 
-    pub fn run<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(&self, args: I) -> Ran {
+    pub(crate) fn run<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(&self, args: I) -> Ran {
         Ran::from(self.command(args).output().expect("the binary starts"))
     }
 
     /// Folders of the sessions, oldest first.
-    pub fn sessions(&self) -> Vec<PathBuf> {
+    pub(crate) fn sessions(&self) -> Vec<PathBuf> {
         let mut found: Vec<PathBuf> = std::fs::read_dir(self.data().join("sessions"))
             .map(|entries| {
                 entries
@@ -88,10 +88,10 @@ impl Home {
 
 /// What a run said.
 #[derive(Debug)]
-pub struct Ran {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl From<Output> for Ran {
@@ -106,14 +106,14 @@ impl From<Output> for Ran {
 
 impl Ran {
     #[track_caller]
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         let line = self.out.lines().last().unwrap_or_default();
         serde_json::from_str(line).unwrap_or_else(|e| panic!("{e} in {self:#?}"))
     }
 }
 
 /// Whether this machine lets us trace; counts a skip with its reason when not.
-pub fn can_trace(test: &str) -> bool {
+pub(crate) fn can_trace(test: &str) -> bool {
     match warptrace_capture::ebpf::kernel::Kernel::probe().refusal() {
         None => true,
         Some(why) => {
@@ -124,7 +124,7 @@ pub fn can_trace(test: &str) -> bool {
 }
 
 /// Counts a skipped test.
-pub fn skip(test: &str, reason: &str) {
+pub(crate) fn skip(test: &str, reason: &str) {
     eprintln!("skipped: {test}: {reason}");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../skipped");
     let _ = std::fs::create_dir_all(&folder);
