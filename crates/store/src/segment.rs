@@ -33,6 +33,8 @@ use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnPath;
 
+use warptrace_model::{BootNanos, Window};
+
 use crate::error::SegmentError;
 use crate::fs::{Append, Create, Fs, ReadAt};
 use crate::rows::Order;
@@ -92,6 +94,16 @@ impl Extent {
         max_end: u64::MAX,
     };
 
+    /// From the first begin to the last end of all.
+    pub(crate) fn around(extents: &[Extent]) -> Window {
+        let start = extents.iter().map(|e| e.min_start).min().unwrap_or(0);
+        let end = extents.iter().map(|e| e.max_end).max().unwrap_or(0);
+        Window {
+            start: BootNanos(start),
+            end: BootNanos(end.max(start)),
+        }
+    }
+
     pub(crate) fn of(batch: &RecordBatch) -> Extent {
         let column =
             |name| -> Option<&UInt64Array> { batch.column_by_name(name)?.as_any().downcast_ref() };
@@ -147,6 +159,7 @@ pub(crate) struct Stream {
     pub(crate) unsynced: bool,
     /// Of each batch in it.
     pub(crate) extents: Vec<Extent>,
+    pub(crate) rows: u64,
 }
 
 /// Why a batch did not get into a stream.
@@ -183,6 +196,7 @@ impl Stream {
             len: 0,
             unsynced: false,
             extents: Vec::new(),
+            rows: 0,
         })
     }
 
@@ -215,6 +229,7 @@ impl Stream {
         self.header = Vec::new();
         self.unsynced = true;
         self.extents.push(Extent::of(batch));
+        self.rows += batch.num_rows() as u64;
         Ok(())
     }
 
@@ -424,8 +439,10 @@ impl Seal {
         Ok(false)
     }
 
-    /// Puts the Parquet file in the stream's place.
-    pub(crate) fn finish(mut self, fs: &dyn Fs) -> Result<(), SegmentError> {
+    /// Puts the Parquet file in the stream's place. Gives its bytes, but for the footer.
+    pub(crate) fn finish(mut self, fs: &dyn Fs) -> Result<u64, SegmentError> {
+        self.out.flush()?;
+        let bytes = self.out.bytes_written() as u64;
         self.out.append_key_value_metadata(KeyValue::new(
             MAX_END_KEY.to_owned(),
             self.max_end.to_string(),
@@ -438,12 +455,7 @@ impl Seal {
         fs.sync_dir(&self.table)?;
         // Should this fail, the stream stays beside its sealed form, which readers prefer.
         let _ = fs.remove_file(&stream_path(&self.table, self.number));
-        Ok(())
-    }
-
-    /// Gives up and leaves the stream as it was.
-    pub(crate) fn abandon(self, fs: &dyn Fs) {
-        abandon(fs, &self.table, self.number);
+        Ok(bytes)
     }
 }
 

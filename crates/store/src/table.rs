@@ -141,8 +141,25 @@ pub(crate) struct Segments {
     /// Streams that take no more, and that the disk does not have yet.
     ended: Vec<Stream>,
     /// Streams that the disk has and that are to be sealed: their numbers and batches.
-    closed: VecDeque<(u32, Vec<Extent>)>,
-    seal: Option<(Seal, Vec<Extent>, u32)>,
+    closed: VecDeque<Closed>,
+    seal: Option<(Seal, Closed)>,
+    /// Sealed ones, oldest first.
+    kept: VecDeque<Kept>,
+}
+
+/// A stream that takes no more: its number and batches.
+struct Closed {
+    number: u32,
+    extents: Vec<Extent>,
+    rows: u64,
+}
+
+/// A sealed segment.
+pub(crate) struct Kept {
+    number: u32,
+    pub(crate) bytes: u64,
+    pub(crate) rows: u64,
+    pub(crate) window: Window,
 }
 
 impl Segments {
@@ -157,6 +174,7 @@ impl Segments {
             ended: Vec::new(),
             closed: VecDeque::new(),
             seal: None,
+            kept: VecDeque::new(),
         }
     }
 
@@ -228,7 +246,11 @@ impl Segments {
             if let Some(stream) = self.ended.pop()
                 && !stream.extents.is_empty()
             {
-                self.closed.push_back((stream.number, stream.extents));
+                self.closed.push_back(Closed {
+                    number: stream.number,
+                    extents: stream.extents,
+                    rows: stream.rows,
+                });
             }
         }
         self.stream.as_mut().map_or(Ok(()), sync)
@@ -259,40 +281,64 @@ impl Segments {
     pub(crate) fn seal_step(&mut self, shared: &Shared) -> Result<bool, StoreError> {
         let fs = &*shared.fs;
         if self.seal.is_none() {
-            let Some((number, extents)) = self.closed.pop_front() else {
+            let Some(closed) = self.closed.pop_front() else {
                 return Ok(false);
             };
-            match Seal::begin(fs, &self.dir, number, &extents, self.order, shared.how) {
-                Ok(seal) => self.seal = Some((seal, extents, number)),
-                Err(e) => {
-                    segment::abandon(fs, &self.dir, number);
-                    self.closed.push_back((number, extents));
-                    return Err(self.error(e));
-                }
+            let (number, extents) = (closed.number, &closed.extents);
+            match Seal::begin(fs, &self.dir, number, extents, self.order, shared.how) {
+                Ok(seal) => self.seal = Some((seal, closed)),
+                Err(e) => return Err(self.seal_failed(fs, closed, e)),
             }
         }
-        let Some((mut seal, extents, number)) = self.seal.take() else {
+        let Some((mut seal, closed)) = self.seal.take() else {
             return Ok(false);
         };
-        let failed = match seal.step() {
-            Ok(false) => {
-                self.seal = Some((seal, extents, number));
-                return Ok(true);
-            }
+        match seal.step() {
+            Ok(false) => self.seal = Some((seal, closed)),
             Ok(true) => match seal.finish(fs) {
-                Ok(()) => return Ok(true),
-                Err(e) => {
-                    segment::abandon(fs, &self.dir, number);
-                    e
-                }
+                Ok(bytes) => self.kept.push_back(Kept {
+                    number: closed.number,
+                    bytes,
+                    rows: closed.rows,
+                    window: Extent::around(&closed.extents),
+                }),
+                Err(e) => return Err(self.seal_failed(fs, closed, e)),
             },
             Err(e) => {
-                seal.abandon(fs);
-                e
+                drop(seal);
+                return Err(self.seal_failed(fs, closed, e));
             }
+        }
+        Ok(true)
+    }
+
+    fn seal_failed(&mut self, fs: &dyn Fs, closed: Closed, e: SegmentError) -> StoreError {
+        segment::abandon(fs, &self.dir, closed.number);
+        self.closed.push_back(closed);
+        self.error(e)
+    }
+
+    /// Bytes of the sealed segments.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.kept.iter().map(|k| k.bytes).sum()
+    }
+
+    /// The sealed segment that was written first.
+    pub(crate) fn oldest(&self) -> Option<&Kept> {
+        self.kept.front()
+    }
+
+    /// Removes that segment.
+    pub(crate) fn remove_oldest(&mut self, shared: &Shared) -> Result<Option<Kept>, StoreError> {
+        let Some(kept) = self.kept.front() else {
+            return Ok(None);
         };
-        self.closed.push_back((number, extents));
-        Err(self.error(failed))
+        let path = segment::sealed_path(&self.dir, kept.number);
+        shared
+            .fs
+            .remove_file(&path)
+            .map_err(StoreError::io("remove", path))?;
+        Ok(self.kept.pop_front())
     }
 }
 

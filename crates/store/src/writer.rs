@@ -23,7 +23,7 @@ use crate::rows::{
     DropRow, EventRow, FileRow, FindingRow, Frame, GapRow, OffCpuRow, OpsRow, ProcessRow, Stack,
     StackRow, SystemRow, Table, ThreadRow, UnitRow,
 };
-use crate::table::{Shared, TableWriter, dir_mode, union};
+use crate::table::{Dropped, Kept, Shared, TableWriter, dir_mode, union};
 
 /// The name of the file in a session's directory that its writer holds locked.
 pub(crate) const LOCK_FILE: &str = "lock";
@@ -37,16 +37,21 @@ const SYNC_EVERY: u64 = 5 * SECOND;
 const RETRY_AFTER: u64 = SECOND;
 /// A seal that failed is tried again so long after, ns.
 const SEAL_RETRY_AFTER: u64 = 10 * SECOND;
+/// What is given is not later than so long after the last tick, ns.
+const PLAUSIBLE: u64 = 3600 * SECOND;
 /// Losses that differ in who, why and whose, between two flushes; more are counted as nobody's.
 const MAX_LOSS_KEYS: usize = 4096;
 
-/// Sizes that tests make small.
+/// When streams are sealed, and how much of the past is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// A stream of so many bytes is sealed.
     pub seal_bytes: u64,
     /// A stream so old is sealed, ns.
     pub seal_age: u64,
+    /// Bytes that the sealed segments of `events` and `offcpu` may have together. Beyond that the oldest go, as a counted
+    /// drop; what is concluded from them (units, findings, counts) stays. `None`: no limit.
+    pub event_bytes: Option<u64>,
 }
 
 impl Default for Limits {
@@ -54,6 +59,7 @@ impl Default for Limits {
         Limits {
             seal_bytes: 64 << 20,
             seal_age: 600 * SECOND,
+            event_bytes: None,
         }
     }
 }
@@ -68,12 +74,17 @@ pub struct SessionWriter {
     tables: Tables,
     /// Losses since the last flush, by who, why, whose, and whether it is known when.
     losses: BTreeMap<LossKey, (u64, Option<Window>)>,
-    /// The latest moment that was heard of.
+    /// The latest moment that was told by a tick or an anchor; all that is due goes by it.
+    now: BootNanos,
+    /// The latest end of anything given, at least `now`.
     latest: BootNanos,
     flushed: BootNanos,
     synced: BootNanos,
     /// The disk refused; not to be asked before then.
     failing: Option<BootNanos>,
+    event_bytes: Option<u64>,
+    /// Rows of old segments that were removed, and not yet told to the caller.
+    evicted: Dropped,
     /// No sealing before then.
     seal_after: BootNanos,
     last_error: Option<StoreError>,
@@ -197,10 +208,13 @@ impl SessionWriter {
             meta,
             meta_changed: false,
             losses: BTreeMap::new(),
+            now: latest,
             latest,
             flushed: latest,
             synced: latest,
             failing: None,
+            event_bytes: limits.event_bytes,
+            evicted: Dropped::default(),
             seal_after: latest,
             last_error: None,
             _lock: lock,
@@ -230,7 +244,7 @@ impl SessionWriter {
 
     fn event(&mut self, event: &Event) {
         if let Some(end) = event.end() {
-            self.latest = self.latest.max(end);
+            self.heard_of(end);
         }
         match event {
             Event::Call(e) => {
@@ -300,6 +314,13 @@ impl SessionWriter {
         }
     }
 
+    /// A damaged time must not move the end of the session into the far future.
+    fn heard_of(&mut self, end: BootNanos) {
+        if end.since(self.now) < PLAUSIBLE {
+            self.latest = self.latest.max(end);
+        }
+    }
+
     fn push<T: Table>(
         &mut self,
         table: impl Fn(&mut Tables) -> &mut TableWriter<T>,
@@ -308,11 +329,11 @@ impl SessionWriter {
     ) {
         if self.failing.is_none() && table(&mut self.tables).is_full() {
             let writer = table(&mut self.tables);
-            let flushed = writer.flush(&self.shared, self.latest);
+            let flushed = writer.flush(&self.shared, self.now);
             // As many batches are sealed as are written, so that sealing never falls behind.
             let segments = writer.segments();
-            let flushed = flushed.and_then(|()| segments.roll(&self.shared, self.latest));
-            let sealed = match self.seal_after <= self.latest {
+            let flushed = flushed.and_then(|()| segments.roll(&self.shared, self.now));
+            let sealed = match self.seal_after <= self.now {
                 true => segments.seal_step(&self.shared).map(drop),
                 false => Ok(()),
             };
@@ -334,7 +355,7 @@ impl SessionWriter {
     pub fn units(&mut self, units: &[Unit]) {
         for unit in units {
             let window = unit.window();
-            self.latest = self.latest.max(window.end);
+            self.heard_of(window.end);
             self.push(|t| &mut t.units, UnitRow::from(unit), Some(window));
         }
     }
@@ -381,12 +402,14 @@ impl SessionWriter {
             self.meta.clock.push(anchor);
             self.meta_changed = true;
         }
-        self.latest = self.latest.max(anchor.boot);
+        self.now = self.now.max(anchor.boot);
+        self.latest = self.latest.max(self.now);
     }
 
     /// Does what is due at `now`: flushes after a second, syncs after five, seals what is big or old enough. To be called
     /// a few times a second, or more often.
     pub fn tick(&mut self, now: BootNanos) {
+        self.now = self.now.max(now);
         self.latest = self.latest.max(now);
         if self.failing.is_some_and(|until| now < until) {
             return;
@@ -404,20 +427,56 @@ impl SessionWriter {
             self.note(synced);
         }
         if self.failing.is_none() && self.seal_after <= now {
-            let sealed = self.seal_steps(now);
+            let sealed = self.seal_steps(now).and_then(|()| self.evict());
             self.note_seal(sealed);
         }
     }
 
-    /// Rows dropped because the disk refused, since this was last asked. The table `drops` gets them as well.
+    /// Removes the oldest segments of events that are beyond the limit.
+    fn evict(&mut self) -> Result<(), StoreError> {
+        let Some(limit) = self.event_bytes else {
+            return Ok(());
+        };
+        loop {
+            let events = self.tables.events.segments();
+            let offcpu = self.tables.offcpu.segments();
+            if events.kept_bytes() + offcpu.kept_bytes() <= limit {
+                return Ok(());
+            }
+            let begin = |segment: Option<&Kept>| segment.map(|k| k.window.start);
+            let older = match (begin(events.oldest()), begin(offcpu.oldest())) {
+                (Some(a), Some(b)) if b < a => offcpu,
+                (None, _) => offcpu,
+                _ => events,
+            };
+            let Some(removed) = older.remove_oldest(&self.shared)? else {
+                return Ok(());
+            };
+            self.evicted.count += removed.rows;
+            self.evicted.window = union(self.evicted.window, Some(removed.window));
+            self.lost(&store_loss(
+                LossReason::Evicted,
+                removed.rows,
+                Some(removed.window),
+            ));
+        }
+    }
+
+    /// Rows dropped because the disk refused, or because they were old and there were too many, since this was last asked. The table `drops` gets them as well.
     pub fn losses(&mut self) -> Vec<Loss> {
         let mut losses = Vec::new();
         for_each_table!(self.tables, |table| {
             let dropped = std::mem::take(&mut table.untold);
             if dropped.count > 0 {
-                losses.push(store_loss(dropped.count, dropped.window));
+                let reason = LossReason::StoreFailed;
+                losses.push(store_loss(reason, dropped.count, dropped.window));
             }
         });
+        let evicted = std::mem::take(&mut self.evicted);
+        if evicted.count > 0 {
+            let reason = LossReason::Evicted;
+            losses.push(store_loss(reason, evicted.count, evicted.window));
+        }
         losses
     }
 
@@ -523,7 +582,7 @@ impl SessionWriter {
     /// A seal that failed loses nothing: its rows stay in the stream, and it is tried again.
     fn note_seal(&mut self, result: Result<(), StoreError>) {
         if let Err(e) = result {
-            self.seal_after = self.latest.plus(SEAL_RETRY_AFTER);
+            self.seal_after = self.now.plus(SEAL_RETRY_AFTER);
             self.last_error = Some(e);
         }
     }
@@ -532,7 +591,7 @@ impl SessionWriter {
         match result {
             Ok(()) => self.failing = None,
             Err(e) => {
-                self.failing = Some(self.latest.plus(RETRY_AFTER));
+                self.failing = Some(self.now.plus(RETRY_AFTER));
                 self.last_error = Some(e);
             }
         }
@@ -542,10 +601,10 @@ impl SessionWriter {
 /// `source` of the store's own losses.
 const STORE: &str = "store";
 
-fn store_loss(count: u64, window: Option<Window>) -> Loss {
+fn store_loss(reason: LossReason, count: u64, window: Option<Window>) -> Loss {
     Loss {
         source: STORE,
-        reason: LossReason::StoreFailed,
+        reason,
         count,
         window,
         pid: None,

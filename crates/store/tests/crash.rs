@@ -362,3 +362,58 @@ proptest! {
         prop_assert_eq!(stored(&fs.power_cut(|_| 0)), (0..model.given).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn a_damaged_time_neither_stops_the_store_nor_ends_the_session_in_the_far_future() {
+    let fs = MemFs::new();
+    let mut writer = create(&fs, "s", SMALL).unwrap();
+    let mut damaged = calls(0..3);
+    for (event, start) in damaged.iter_mut().zip([0, u64::MAX, START]) {
+        if let Event::Call(c) = event {
+            c.start = BootNanos(start);
+        }
+    }
+    writer.events(&damaged);
+    fs.set_fault(Fault::From(0));
+    writer.tick(BootNanos(START + SECOND));
+    fs.set_fault(Fault::None);
+    writer.tick(BootNanos(START + 3 * SECOND));
+    assert_eq!(stored(&fs), [0, 1, 2]);
+    writer.seal().unwrap();
+    let window = open(&fs, "s").unwrap().window().unwrap();
+    assert_eq!(window.end, BootNanos(START + 3 * SECOND));
+    assert_eq!(stored(&fs), [0, 1, 2]);
+}
+
+#[test]
+fn old_events_go_when_there_are_too_many_and_are_counted() {
+    let fs = MemFs::new();
+    let limits = warptrace_store::Limits {
+        event_bytes: Some(20_000),
+        ..SMALL
+    };
+    let mut writer = create(&fs, "s", limits).unwrap();
+    let mut told = 0;
+    for batch in 0..100 {
+        writer.events(&calls(batch * 500..(batch + 1) * 500));
+        writer.units(&[unit(1, batch)]);
+        writer.tick(BootNanos(START + (batch + 1) * SECOND));
+        for loss in writer.losses() {
+            assert_eq!(loss.reason, LossReason::Evicted);
+            told += loss.count;
+        }
+    }
+    writer.seal().unwrap();
+    let left = stored(&fs);
+    assert_eq!(
+        left,
+        (told..50_000).collect::<Vec<_>>(),
+        "the oldest are gone, and no others"
+    );
+    assert!(told > 10_000 && !left.is_empty(), "{told}");
+    let session = open(&fs, "s").unwrap();
+    let [drop] = session.drops().unwrap().try_into().unwrap();
+    assert_eq!((drop.reason.as_str(), drop.count), ("evicted", told));
+    assert_eq!(drop.window.unwrap().start, BootNanos(START));
+    assert_eq!(session.units(None).unwrap().len(), 100);
+}

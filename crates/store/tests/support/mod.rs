@@ -359,6 +359,7 @@ pub(crate) fn meta(id: &str) -> SessionMeta {
 pub(crate) const SMALL: Limits = Limits {
     seal_bytes: 20_000,
     seal_age: 600 * SECOND,
+    event_bytes: None,
 };
 
 pub(crate) fn create(fs: &MemFs, id: &str, limits: Limits) -> Result<SessionWriter, StoreError> {
