@@ -102,7 +102,7 @@ pub(crate) fn decide(units: &[Measured], key: UnitKey, rules: &Rules) -> (Option
 impl Start {
     /// `recording`: its length so far, ns.
     pub(crate) fn finding(&self, world: &World, rules: &Rules, recording: u64) -> Option<Finding> {
-        if self.excess < rules.finding.min_excess_nanos {
+        if self.excess < rules.cold_start.min_excess_nanos {
             return None;
         }
         let long = recording >= rules.cold_start.min_recording_nanos;

@@ -199,11 +199,15 @@ impl Incident {
         self.dirty = true;
     }
 
+    /// Keeps the longest cases, those of the incident's own cause before others.
     fn case(&mut self, c: Case, keep: usize) {
+        let own = self.cause;
         let rank = |c: &Case| {
+            let longest = &c.hint.longest;
             (
-                std::cmp::Reverse(c.hint.longest.nanos()),
-                c.hint.longest.start,
+                c.cause != own,
+                std::cmp::Reverse(longest.nanos()),
+                longest.start,
                 c.cause,
             )
         };
@@ -414,24 +418,22 @@ pub(crate) fn detail(
         },
         Cause::Allocator => op_calls(&of(Category::Allocator)),
         Cause::Copy => op_calls(&of(Category::Copy)),
-        Cause::GpuContention => match of(Category::DeviceWait).first() {
-            Some(h) => match h.about {
-                About::Process(pid) => {
-                    let name = world.process_name(pid);
-                    let name = if name.is_empty() {
-                        "another process"
-                    } else {
-                        name
-                    };
-                    format!(
-                        "{name} (pid {pid}) had work on the device for {}",
-                        time(h.ns)
-                    )
+        Cause::GpuContention => {
+            let others = of(Category::DeviceWait);
+            let other = others.iter().find_map(|h| match h.about {
+                About::Process(pid) => Some((pid, h.ns)),
+                _ => None,
+            });
+            match (other, other.map_or("", |(pid, _)| world.process_name(pid))) {
+                (Some((pid, ns)), "") => {
+                    format!("process {pid} had work on the device for {}", time(ns))
                 }
-                _ => String::new(),
-            },
-            None => String::new(),
-        },
+                (Some((pid, ns)), name) => {
+                    format!("{name} (pid {pid}) had work on the device for {}", time(ns))
+                }
+                (None, _) => String::new(),
+            }
+        }
         Cause::GpuThrottle => match clock {
             Some((clock, usual)) => format!("the clock was {clock} MHz instead of {usual}"),
             None => String::new(),

@@ -108,6 +108,8 @@ pub struct ColdStartRules {
     pub units: usize,
     /// A unit is still cold when it is longer than this many medians of the first units.
     pub factor: f64,
+    /// A start that took less than this beyond the usual is ordinary, ns.
+    pub min_excess_nanos: u64,
     /// MEDIUM from this fraction of the recording on …
     pub medium_fraction: f64,
     /// … if the recording is at least this long, ns. A demonstration sets 0: it compares with its own recording.
@@ -219,6 +221,7 @@ impl Default for Rules {
             cold_start: ColdStartRules {
                 units: 16,
                 factor: 1.5,
+                min_excess_nanos: 100 * MILLIS,
                 medium_fraction: 0.10,
                 min_recording_nanos: 300 * SECS,
             },

@@ -416,7 +416,7 @@ fn another_process_on_the_device_is_contention() {
         &by_nvml,
         expect![[r#"
             MEDIUM incident gpu_contention: train in cudaStreamSync, 1001..2501 ms, units 40..69 slow 30 worst 40, usual 25 ms of 40, excess 750 ms
-              gpu_contention 704.999 ms, lost 705 ms:
+              gpu_contention 704.999 ms, lost 705 ms: miner (pid 5000) had work on the device for 705 ms
               launch_gap 0.001 ms, lost 0.001 ms: train ran its own code instead of feeding the device
               unexplained 45 ms, lost 45 ms:
               - miner had work on the device at 1004 ms for 47 ms
@@ -491,11 +491,11 @@ fn more_work_and_more_bytes_are_said_before_unexplained() {
             LOW incident copy: train in cudaStreamSync, 1001..1376 ms, units 40..44 slow 5 worst 40, usual 25 ms of 40, excess 250 ms
               copy 150.006 ms, lost 150.015 ms: 360000000 more bytes copied a unit than usual
               unexplained 99.994 ms, lost 100 ms:
-              - train cudaStreamSync at 1004.2 ms for 71.8 ms
-              - train cudaStreamSync at 1079.2 ms for 71.8 ms
-              - train cudaStreamSync at 1154.2 ms for 71.8 ms
-              - train cudaStreamSync at 1229.2 ms for 71.8 ms
-              - train cudaStreamSync at 1304.2 ms for 71.8 ms
+              - train cudaMemcpy at 1001.1 ms for 1 ms
+              - train cudaMemcpy at 1076.1 ms for 1 ms
+              - train cudaMemcpy at 1151.1 ms for 1 ms
+              - train cudaMemcpy at 1226.1 ms for 1 ms
+              - train cudaMemcpy at 1301.1 ms for 1 ms
         "#]],
     );
 }
