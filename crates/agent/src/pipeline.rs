@@ -313,6 +313,16 @@ impl Pipeline {
         self.engine.finish(now);
         self.settle(now);
         self.writer.anchor(clock::anchor());
+        let held = self.writer.flush_now();
+        if held > 0 {
+            self.state.losses(&[Loss {
+                source: "store",
+                reason: LossReason::StoreFailed,
+                count: held,
+                window: None,
+                pid: None,
+            }]);
+        }
         self.publish(now);
         self.writer.seal()
     }

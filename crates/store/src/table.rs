@@ -79,9 +79,14 @@ impl<T: Table> TableWriter<T> {
         }
     }
 
+    /// Rows that were taken and are not in a file yet.
+    pub(crate) fn held(&self) -> usize {
+        self.rows + self.refused.as_ref().map_or(0, RecordBatch::num_rows)
+    }
+
     /// Whether the next row would be dropped.
     pub(crate) fn is_full(&self) -> bool {
-        self.rows + self.refused.as_ref().map_or(0, RecordBatch::num_rows) >= MAX_ROWS
+        self.held() >= MAX_ROWS
     }
 
     /// Takes a row, or counts it as dropped when the table is full.

@@ -480,6 +480,15 @@ impl SessionWriter {
         losses
     }
 
+    /// Writes what is held, at once. Returns the rows that the disk did not take, which are lost unless it does so later.
+    pub fn flush_now(&mut self) -> u64 {
+        let flushed = self.flush(self.latest);
+        self.note(flushed);
+        let mut held = 0;
+        for_each_table!(self.tables, |table| held += table.held() as u64);
+        held
+    }
+
     /// Ends the session: everything is sealed, and `session.json` says that it is whole.
     ///
     /// # Errors
