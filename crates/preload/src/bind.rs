@@ -222,6 +222,19 @@ pub(crate) fn register_all() {
     });
 }
 
+/// What `dlsym(RTLD_NEXT, name)` gives to code at `caller`: the function in the first object loaded after the caller's that has one.
+pub(crate) fn next(name: &CStr, caller: usize) -> usize {
+    let (mut passed, mut found) = (false, 0);
+    elf::each_object(caller, |object, inside| {
+        if passed && !is_own(object) {
+            found = object.function(name).unwrap_or(0);
+        }
+        passed |= inside;
+        found == 0
+    });
+    stub_for(name, found)
+}
+
 /// What a lookup by name gives instead of `found`: a stub; nothing, where only this library has the name.
 pub(crate) fn looked_up(name: &CStr, found: usize) -> usize {
     let Some(symbol) = symbols::find(name) else {

@@ -371,7 +371,7 @@ fn after(result: i32, pointer: u64) -> u64 {
     if result == 0 { word_at(pointer, 0) } else { 0 }
 }
 
-/// `RTLD_NEXT`: the answer depends on who asks, so that the question must be the caller's own.
+/// `RTLD_NEXT`: the answer depends on who asks, so that libc cannot be asked from here.
 const NEXT: u64 = u64::MAX;
 
 #[cold]
@@ -387,15 +387,20 @@ fn before_lookup(frame: &mut Frame, stub: usize, kind: Kind, real: usize) -> usi
             _ => bind::unresolved as *const () as usize,
         };
     }
-    if name < FIRST_POINTER || kind == Kind::Dlsym && frame.registers[0] == NEXT {
+    if name < FIRST_POINTER {
         return real;
     }
     // SAFETY: a string that the caller asks for.
     let name = unsafe { CStr::from_ptr(name as *const c_char) };
-    if find(name).is_some() {
-        frame.then = REWRITE;
+    if find(name).is_none() {
+        return real;
     }
-    real
+    frame.then = REWRITE;
+    if kind == Kind::Dlsym && frame.registers[0] == NEXT {
+        nothing as *const () as usize
+    } else {
+        real
+    }
 }
 
 extern "C" fn nothing() -> usize {
@@ -416,6 +421,10 @@ fn after_lookup(frame: &Frame, result: u64) -> u64 {
                 unsafe { *place = bind::stub_for_variant(name(0), *place) };
             }
             result
+        }
+        _ if frame.registers[0] == NEXT => {
+            // SAFETY: the return address is the word before the stack arguments.
+            bind::next(name(1), unsafe { *frame.stack.sub(1) } as usize) as u64
         }
         _ => bind::looked_up(name(1), result as usize) as u64,
     }

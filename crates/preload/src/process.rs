@@ -170,8 +170,13 @@ impl Process {
     }
 }
 
+/// How often another thread is given the CPU while it makes the process ready: half a second at least, on an idle CPU.
+const PATIENCE: u32 = 1_000_000;
+
 /// The process, made ready when it is not yet: at the first traced call, and at the first one after a fork. `forked` is called in
-/// the second case, when nothing else of the new process runs here. `None` when there is no recorder, or another thread is just at it.
+/// the second case, when nothing else of the new process runs here. `None` when there is no recorder.
+///
+/// The first calls of other threads wait until it is ready; a signal handler in the thread that makes it so must not come here.
 pub(crate) fn ready(forked: impl FnOnce()) -> Option<Process> {
     let mut page = PAGE.load(Ordering::Acquire);
     if page.is_null() {
@@ -195,8 +200,13 @@ pub(crate) fn ready(forked: impl FnOnce()) -> Option<Process> {
             let state = if prepare(page) { READY } else { USELESS };
             page.state.store(state, Ordering::Release);
         }
-        Err(READY | USELESS) => {}
-        Err(_) => return None,
+        Err(_) => {
+            let mut patience = PATIENCE;
+            while page.state.load(Ordering::Acquire) == BUSY && patience > 0 {
+                sys::give_way();
+                patience -= 1;
+            }
+        }
     }
     if page.state.load(Ordering::Acquire) != READY {
         return None;

@@ -10,7 +10,7 @@ use crate::process::parse;
 use crate::sys::{self, Fd, FileId};
 
 /// No two readings closer than this: a shorter stretch says less than it costs.
-pub(crate) const MIN_NANOS: u64 = 20_000;
+pub(crate) const MIN_NANOS: u64 = 50_000;
 /// A call that cannot wait by its contract is followed by a reading when it took longer than this …
 pub(crate) const SLOW_NANOS: u64 = 100_000;
 /// … but not more often than this.

@@ -262,6 +262,12 @@ pub(crate) fn tid() -> u32 {
     unsafe { syscall(nr::GETTID, [0; 6]) as u32 }
 }
 
+/// Lets another thread run.
+pub(crate) fn give_way() {
+    // SAFETY: no arguments.
+    unsafe { syscall(nr::SCHED_YIELD, [0; 6]) };
+}
+
 /// The thread of this process is gone.
 pub(crate) fn is_gone(pid: u32, tid: u32) -> bool {
     // SAFETY: signal 0 is not sent.

@@ -172,14 +172,24 @@ impl Thread {
 /// The rest of [`Thread::current`]: not yet recorded, forked, switched on or off.
 #[cold]
 fn find(word: usize) -> Option<&'static Thread> {
-    let process = process::ready(forget_parents_threads)?;
-    let generation = process.generation();
-    if generation == 0 {
+    if word == BIRTH {
         return None;
     }
+    arch::set_thread_word(BIRTH);
+    let (word, found) = find_unless_refused(word);
+    arch::set_thread_word(word);
+    found
+}
+
+/// The thread's next word, and the thread if it is recorded.
+fn find_unless_refused(word: usize) -> (usize, Option<&'static Thread>) {
+    let Some(process) = process::ready(forget_parents_threads) else {
+        return (word, None);
+    };
+    let generation = process.generation();
     let refused = refusal(process.pid(), generation);
-    if word == refused {
-        return None;
+    if generation == 0 || word == refused {
+        return (word, None);
     }
     if word != 0 && word & 1 == 0 {
         // SAFETY: as in `current`; after a fork the slot is a copy, and its token tells.
@@ -191,13 +201,16 @@ fn find(word: usize) -> Option<&'static Thread> {
                 generation
             };
             thread.generation.store(known, Ordering::Relaxed);
-            return Some(thread);
+            return (word, Some(thread));
         }
     }
     let made = make(process, generation);
-    arch::set_thread_word(made.map_or(refused, |thread| thread as *const Thread as usize));
-    made
+    let word = made.map_or(refused, |thread| thread as *const Thread as usize);
+    (word, made)
 }
+
+/// The word of a thread that is looking for its ring: a signal handler may call in between.
+const BIRTH: usize = 1;
 
 /// The word of a thread that cannot be recorded in this recording of this process.
 fn refusal(pid: u32, generation: u32) -> usize {

@@ -13,11 +13,9 @@ use warptrace_record::ring::control::Clock;
 
 use crate::clock::boot_now;
 
-/// Anchors kept: the oldest are forgotten. Polls are at least 10 ms apart here, so this is over a minute.
-const ANCHORS: usize = 8192;
-
-/// Anchors closer than this would make the line between them steep by the error of reading them, ns.
-const MIN_ANCHOR_NANOS: u64 = 10_000_000;
+/// Anchors kept, one a poll: the oldest are forgotten. What is younger than the newest anchor when it is converted may come out some ns
+/// differently the next time; so records are read first, and then the clocks.
+const ANCHORS: usize = 16384;
 
 /// Long enough that the error of reading both clocks is a few millionths.
 const CALIBRATION: Duration = Duration::from_millis(10);
@@ -34,8 +32,6 @@ pub(super) struct TickClock {
     clock: Clock,
     /// At least two of them where the clock is the counter; strictly increasing in ticks.
     anchors: VecDeque<Anchor>,
-    /// Newest reading, used beyond the last anchor until it is far enough from that to become one.
-    newest: Anchor,
 }
 
 impl TickClock {
@@ -54,12 +50,7 @@ impl TickClock {
             std::thread::sleep(CALIBRATION);
             anchors.push_back(read());
         }
-        let newest = anchors.back().copied().unwrap_or(first);
-        TickClock {
-            clock,
-            anchors,
-            newest,
-        }
+        TickClock { clock, anchors }
     }
 
     pub(super) fn clock(&self) -> Clock {
@@ -87,19 +78,13 @@ impl TickClock {
     }
 
     fn add(&mut self, now: Anchor) {
-        let Some(last) = self.anchors.back().copied() else {
-            return;
-        };
-        if now.ticks <= self.newest.ticks || now.boot < self.newest.boot {
-            return;
-        }
-        if now.boot - last.boot >= MIN_ANCHOR_NANOS {
+        let grows = |last: &Anchor| now.ticks > last.ticks && now.boot > last.boot;
+        if self.anchors.back().is_some_and(grows) {
             self.anchors.push_back(now);
             if self.anchors.len() > ANCHORS {
                 self.anchors.pop_front();
             }
         }
-        self.newest = now;
     }
 
     /// The moment of a tick. Before the first anchor and after the last, the nearest line goes on.
@@ -209,7 +194,6 @@ mod tests {
                 ticks: anchors[0].0,
                 boot: anchors[0].1,
             }]),
-            newest: Anchor { ticks: 0, boot: 0 },
         };
         for &(ticks, boot) in &anchors[1..] {
             clock.add(Anchor { ticks, boot });
@@ -233,10 +217,10 @@ mod tests {
     }
 
     #[test]
-    fn anchors_that_are_too_close_or_go_backwards_are_not_taken() {
+    fn anchors_that_go_backwards_are_not_taken() {
         let mut c = clock(&[(0, 0), (30_000, 10_000_000)]);
         for (ticks, boot) in [
-            (30_001, 10_000_300),
+            (30_000, 10_000_300),
             (20_000, 40_000_000),
             (90_000, 9_000_000),
         ] {

@@ -16,6 +16,7 @@ mod support;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -165,10 +166,17 @@ impl Preload {
     ) -> Vec<(&'static str, std::ffi::OsString)> {
         let variable = mechanism.variable();
         let mut value = inherited(variable).unwrap_or_default();
-        if !value.is_empty() {
-            value.push(":");
+        // A recorder inside a recording has it already; two of them would record each call twice.
+        let is_there = value
+            .as_bytes()
+            .split(|b| b": ".contains(b))
+            .any(|path| path == self.library.as_os_str().as_bytes());
+        if !is_there {
+            if !value.is_empty() {
+                value.push(":");
+            }
+            value.push(&self.library);
         }
-        value.push(&self.library);
         vec![
             (variable, value),
             (
@@ -443,11 +451,12 @@ impl Source for Preload {
         }
         let now = boot_now();
         let slow = self.stopped || now.since(self.slow_at) >= SLOW_NANOS;
+        self.find_rings(out);
         if slow {
             self.slow_at = now;
+            // Before the records are read: who is gone now has written all of them.
             self.look_at_lives(out);
         }
-        self.find_rings(out);
 
         let mut spans = Vec::with_capacity(self.rings.len());
         for ring in &mut self.rings {

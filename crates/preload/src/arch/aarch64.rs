@@ -25,6 +25,7 @@ pub(crate) mod nr {
     pub(crate) const MMAP: usize = 222;
     pub(crate) const MPROTECT: usize = 226;
     pub(crate) const MINCORE: usize = 232;
+    pub(crate) const SCHED_YIELD: usize = 124;
     pub(crate) const MADVISE: usize = 233;
     pub(crate) const PRLIMIT64: usize = 261;
 }

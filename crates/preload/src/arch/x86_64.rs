@@ -11,6 +11,7 @@ pub(crate) mod nr {
     pub(crate) const MUNMAP: usize = 11;
     pub(crate) const MPROTECT: usize = 10;
     pub(crate) const MINCORE: usize = 27;
+    pub(crate) const SCHED_YIELD: usize = 24;
     pub(crate) const READ: usize = 0;
     pub(crate) const FSTAT: usize = 5;
     pub(crate) const PREAD64: usize = 17;
