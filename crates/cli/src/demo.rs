@@ -163,7 +163,7 @@ impl Run<'_> {
         let own = std::env::current_exe().context("cannot find our own program")?;
         let scratch = Scratch::new(&sessions::data_dir(global)?.path)?;
         let cudart = self.folder.join("simgpu/libcudart.so.12");
-        let task = Task {
+        let task = Task::Train {
             workload: self.plan.workload.clone(),
             cudart: cudart.clone(),
             data: scratch.0.clone(),
@@ -210,7 +210,6 @@ impl Run<'_> {
                     json: None,
                     limit: None,
                     libraries: guest::simgpu_libraries(self.folder),
-                    quiet: true,
                 };
                 record::with_ebpf(global, &job, &view, signals, &mut started, &mut outcome)
             }

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use warptrace_agent::{Config, Finished, Recording};
 use warptrace_api::{Explain, ExplainQuestion};
 use warptrace_capture::clock;
+use warptrace_capture::discover::candidate_libraries;
 use warptrace_capture::ebpf::{self, Ebpf};
 use warptrace_capture::pollers::GpuPoller;
 use warptrace_capture::preload::{Preload, PreloadOptions};
@@ -69,7 +70,6 @@ pub(crate) fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         json: args.json,
         limit: args.duration,
         libraries: Vec::new(),
-        quiet: false,
     };
     let mut ended = Outcome::default();
     let session = with_ebpf(global, &job, &view, &signals, &mut |_| {}, &mut ended)?;
@@ -98,8 +98,6 @@ pub(crate) struct Trace {
     pub(crate) limit: Option<Duration>,
     /// Libraries to attach before the command begins, beside those that are found.
     pub(crate) libraries: Vec<PathBuf>,
-    /// Show nothing.
-    pub(crate) quiet: bool,
 }
 
 /// A finished recording and the folder of its session.
@@ -196,7 +194,10 @@ pub(crate) fn with_ebpf(
         let recording = Recording::start(config, vec![Box::new(source)], writer)?;
         running.release();
         started(running.pid());
-        let screen = (!view.quiet).then(|| Screen::start(view.json, events, folder.clone()));
+        // A table would lie over the command's own output: with a command there are JSON lines, or the end.
+        let screen = view
+            .json
+            .map(|json| Screen::start(Some(json), events, folder.clone()));
         outlive(
             &mut running,
             &recording,
@@ -214,38 +215,21 @@ pub(crate) fn with_ebpf(
     result
 }
 
-/// Libraries to attach before the command begins: those given, and those on its library path.
+/// Libraries to attach before the command begins: those given, and those that it may load.
 fn candidates(job: &Watched<'_>, view: &Trace) -> Vec<PathBuf> {
+    let variable = |name: &str| {
+        let given = job
+            .env
+            .iter()
+            .find(|(k, _)| k.as_os_str() == name)
+            .map(|(_, v)| v.clone());
+        given.or_else(|| std::env::var_os(name))
+    };
     let mut libraries = view.libraries.clone();
-    let given = job
-        .env
-        .iter()
-        .find(|(name, _)| name == "LD_LIBRARY_PATH")
-        .map(|(_, value)| value.clone());
-    let path = given
-        .or_else(|| std::env::var_os("LD_LIBRARY_PATH"))
-        .unwrap_or_default();
-    for folder in std::env::split_paths(&path).filter(|p| !p.as_os_str().is_empty()) {
-        let Ok(entries) = std::fs::read_dir(folder) else {
-            continue;
-        };
-        libraries.extend(
-            entries
-                .flatten()
-                .map(|e| e.path())
-                .filter(|p| is_candidate(p)),
-        );
-    }
+    libraries.extend(candidate_libraries(job.program.path.as_os_str(), variable));
     libraries.sort();
     libraries.dedup();
     libraries
-}
-
-fn is_candidate(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    ["libcudart.so", "libcuda.so", "libnccl.so"]
-        .iter()
-        .any(|stem| name.starts_with(stem))
 }
 
 /// `trace` without a command: until Ctrl-C, or for a time.

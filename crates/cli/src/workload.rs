@@ -5,27 +5,49 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use simgpu_workload::{AllocatorStorm, Every, HogOptions, TrainOptions};
+use simgpu_workload::{AllocatorStorm, Every, HogOptions, ServeOptions, TrainOptions};
 use warptrace_lab::{Fault, Workload, run_hog};
 
 /// What a hidden command is told to do, as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Task {
-    pub(crate) workload: Workload,
-    /// The runtime library to load.
-    pub(crate) cudart: PathBuf,
-    /// Where the training data is made and read.
-    pub(crate) data: PathBuf,
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Task {
+    Train {
+        workload: Workload,
+        /// The runtime library to load.
+        cudart: PathBuf,
+        /// Where the training data is made and read.
+        data: PathBuf,
+    },
+    /// Serves requests that arrive for so long, by a seeded process.
+    Serve { millis: u64, cudart: PathBuf },
 }
 
-/// Trains on simgpu.
+/// Trains or serves on simgpu.
 pub(crate) fn run(options: &str) -> anyhow::Result<u8> {
-    let task: Task =
-        serde_json::from_str(options).context("the workload's options are not ours")?;
-    let w = &task.workload;
+    match serde_json::from_str(options).context("the workload's options are not ours")? {
+        Task::Train {
+            workload,
+            cudart,
+            data,
+        } => train(&workload, cudart, data),
+        Task::Serve { millis, cudart } => {
+            let mut options = ServeOptions {
+                runtime: cudart,
+                ..ServeOptions::default()
+            };
+            options.load.duration = Duration::from_millis(millis);
+            let summary = simgpu_workload::serve(&options)?;
+            tracing::info!(requests = summary.requests.len(), "the workload ended");
+            Ok(0)
+        }
+    }
+}
+
+fn train(w: &Workload, cudart: PathBuf, data: PathBuf) -> anyhow::Result<u8> {
     let mut train = TrainOptions {
-        runtime: task.cudart,
-        data_dir: Some(task.data),
+        runtime: cudart,
+        data_dir: Some(data),
         duration: Some(Duration::from_millis(w.millis)),
         cpu: w.cpu,
         ..TrainOptions::default()

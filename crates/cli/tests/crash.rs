@@ -22,10 +22,10 @@ fn workload(home: &Home, millis: u64) -> Vec<String> {
         "writes the carried libraries"
     );
     let libraries = libraries(home);
-    let task = serde_json::json!({
+    let task = serde_json::json!({"train": {
         "workload": {"millis": millis, "cpu": null, "heavy_copies": false, "allocator_storm_every": 0},
         "cudart": libraries.join("libcudart.so.12"), "data": home.dir.path().join("training"),
-    });
+    }});
     std::fs::create_dir_all(home.dir.path().join("training")).unwrap();
     vec![
         env!("CARGO_BIN_EXE_warptrace").into(),
