@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use simgpu_workload::{AllocatorStorm, Every, HogOptions, ServeOptions, TrainOptions};
+use simgpu_workload::{AllocatorStorm, Every, HogOptions, LoadOptions, ServeOptions, TrainOptions};
 use warptrace_lab::{Fault, Workload, run_hog};
 
 /// What a hidden command is told to do, as JSON.
@@ -19,8 +19,15 @@ pub(crate) enum Task {
         /// Where the training data is made and read.
         data: PathBuf,
     },
-    /// Serves requests that arrive for so long, by a seeded process.
-    Serve { millis: u64, cudart: PathBuf },
+    /// Serves requests that arrive for so long, by a seeded process: from a thread of its own, or from whoever connects to
+    /// `socket`.
+    Serve {
+        millis: u64,
+        cudart: PathBuf,
+        socket: Option<PathBuf>,
+    },
+    /// Sends those requests.
+    Load { millis: u64, socket: PathBuf },
 }
 
 /// Trains or serves on simgpu.
@@ -31,14 +38,28 @@ pub(crate) fn run(options: &str) -> anyhow::Result<u8> {
             cudart,
             data,
         } => train(&workload, cudart, data),
-        Task::Serve { millis, cudart } => {
+        Task::Serve {
+            millis,
+            cudart,
+            socket,
+        } => {
             let mut options = ServeOptions {
                 runtime: cudart,
+                socket,
                 ..ServeOptions::default()
             };
             options.load.duration = Duration::from_millis(millis);
             let summary = simgpu_workload::serve(&options)?;
             tracing::info!(requests = summary.requests.len(), "the workload ended");
+            Ok(0)
+        }
+        Task::Load { millis, socket } => {
+            let load = LoadOptions {
+                duration: Duration::from_millis(millis),
+                ..LoadOptions::default()
+            };
+            let sent = simgpu_workload::request_load(&socket, &load)?;
+            tracing::info!(sent, "the load ended");
             Ok(0)
         }
     }

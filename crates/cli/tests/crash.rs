@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,11 +17,7 @@ use warptrace_store::fs::RealFs;
 
 /// Arguments that train on simgpu for so long.
 fn workload(home: &Home, millis: u64) -> Vec<String> {
-    assert!(
-        home.run(["check"]).code.is_some(),
-        "writes the carried libraries"
-    );
-    let libraries = libraries(home);
+    let libraries = home.simgpu();
     let task = serde_json::json!({"train": {
         "workload": {"millis": millis, "cpu": null, "heavy_copies": false, "allocator_storm_every": 0},
         "cudart": libraries.join("libcudart.so.12"), "data": home.dir.path().join("training"),
@@ -34,21 +30,9 @@ fn workload(home: &Home, millis: u64) -> Vec<String> {
     ]
 }
 
-/// Where simgpu's libraries are.
-fn libraries(home: &Home) -> PathBuf {
-    let found = std::fs::read_dir(home.data())
-        .unwrap()
-        .flatten()
-        .map(|e| e.path().join("simgpu"));
-    found
-        .into_iter()
-        .find(|p| p.is_dir())
-        .expect("the libraries are written")
-}
-
 fn with_simgpu(command: &mut Command, home: &Home) {
     command
-        .env("LD_LIBRARY_PATH", libraries(home))
+        .env("LD_LIBRARY_PATH", home.simgpu())
         .env("SIMGPU_SHM", home.dir.path().join("device"));
 }
 

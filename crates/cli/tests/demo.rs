@@ -230,3 +230,58 @@ fn a_healthy_run_has_no_finding_above_low() {
         }
     }
 }
+
+#[test]
+fn idle_time_between_requests_is_no_finding() {
+    let _alone = alone();
+    if !can_trace("serve_idle") {
+        return;
+    }
+    let home = Home::new();
+    let libraries = home.simgpu();
+    let (cudart, socket) = (
+        libraries.join("libcudart.so.12"),
+        home.dir.path().join("requests"),
+    );
+    let binary = env!("CARGO_BIN_EXE_warptrace");
+    let serve =
+        serde_json::json!({"serve": {"millis": 10_000, "cudart": cudart, "socket": socket}});
+    let load = serde_json::json!({"load": {"millis": 10_000, "socket": socket}});
+    let mut server = home.command([
+        "trace",
+        "--json",
+        "--",
+        binary,
+        "simgpu-workload",
+        &serve.to_string(),
+    ]);
+    server
+        .env("LD_LIBRARY_PATH", &libraries)
+        .env("SIMGPU_SHM", home.dir.path().join("device"));
+    let server = server
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let began = std::time::Instant::now();
+    while !socket.exists() && began.elapsed().as_secs() < 30 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let client = home.run(["simgpu-workload", &load.to_string()]);
+    assert_eq!(client.code, Some(0), "{client:#?}");
+    let ran = support::Ran::from(server.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    let answer = ran.json();
+    check_shape(&answer);
+    for finding in answer["findings"].as_array().unwrap() {
+        let cause = finding["cause"].as_str().unwrap();
+        assert!(
+            !["network_wait", "sleep", "lock_wait"].contains(&cause),
+            "waiting for work is no stall: {finding:#}"
+        );
+    }
+    assert!(
+        answer["profile"].as_array().is_some_and(|p| !p.is_empty()),
+        "{answer:#}"
+    );
+}

@@ -70,6 +70,21 @@ impl Home {
         Ran::from(self.command(args).output().expect("the binary starts"))
     }
 
+    /// Where simgpu's libraries are.
+    pub(crate) fn simgpu(&self) -> PathBuf {
+        assert!(
+            self.run(["check"]).code.is_some(),
+            "writes the carried libraries"
+        );
+        let mut found = std::fs::read_dir(self.data())
+            .unwrap()
+            .flatten()
+            .map(|e| e.path().join("simgpu"));
+        found
+            .find(|p| p.is_dir())
+            .expect("the libraries are written")
+    }
+
     /// Folders of the sessions, oldest first.
     pub(crate) fn sessions(&self) -> Vec<PathBuf> {
         let mut found: Vec<PathBuf> = std::fs::read_dir(self.data().join("sessions"))
