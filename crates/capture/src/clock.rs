@@ -14,7 +14,13 @@ pub fn anchor() -> ClockAnchor {
         let before = read(libc::CLOCK_BOOTTIME);
         let unix = read(libc::CLOCK_REALTIME);
         let after = read(libc::CLOCK_BOOTTIME);
-        (after - before, ClockAnchor { boot: BootNanos(before + (after - before) / 2), unix: UnixNanos(unix) })
+        (
+            after - before,
+            ClockAnchor {
+                boot: BootNanos(before + (after - before) / 2),
+                unix: UnixNanos(unix),
+            },
+        )
     };
     let mut best = pair();
     for _ in 0..4 {
@@ -27,7 +33,10 @@ pub fn anchor() -> ClockAnchor {
 }
 
 fn read(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is a valid timespec for the call's duration; both clocks exist on every Linux since 2.6.39, so the
     // call cannot fail.
     unsafe { libc::clock_gettime(clock, &mut time) };
@@ -41,7 +50,10 @@ mod tests {
     #[test]
     fn an_anchor_turns_now_into_now() {
         let anchor = anchor();
-        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let unix = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap()
+            .as_nanos() as u64;
         let ours = anchor.unix(boot_now()).0;
         assert!(ours.abs_diff(unix) < 1_000_000_000, "{ours} against {unix}");
     }

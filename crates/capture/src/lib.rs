@@ -36,7 +36,16 @@ pub struct Batch {
 
 impl Batch {
     pub fn is_empty(&self) -> bool {
-        let Batch { records, counts, names, processes, paths, losses, gaps, stacks } = self;
+        let Batch {
+            records,
+            counts,
+            names,
+            processes,
+            paths,
+            losses,
+            gaps,
+            stacks,
+        } = self;
         records.is_empty()
             && counts.is_empty()
             && names.is_empty()

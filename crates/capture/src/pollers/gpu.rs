@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::enum_wrappers::device::Clock;
 use nvml_wrapper::enums::device::UsedGpuMemory;
+use nvml_wrapper::error::NvmlError;
 use warptrace_model::{BootNanos, Gap, GapCode, GpuSample, Pid};
 
 /// Asks NVML about every device.
@@ -16,7 +17,9 @@ pub struct GpuPoller {
 
 impl std::fmt::Debug for GpuPoller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GpuPoller").field("seen", &self.seen).finish_non_exhaustive()
+        f.debug_struct("GpuPoller")
+            .field("seen", &self.seen)
+            .finish_non_exhaustive()
     }
 }
 
@@ -28,15 +31,30 @@ impl GpuPoller {
     pub fn open(library: Option<&OsStr>) -> Result<GpuPoller, Gap> {
         let nvml = match library {
             Some(path) => Nvml::builder().lib_path(path).init(),
-            None => Nvml::builder().lib_path(OsStr::new("libnvidia-ml.so.1")).init(),
+            None => Nvml::builder()
+                .lib_path(OsStr::new("libnvidia-ml.so.1"))
+                .init(),
         };
         match nvml {
-            Ok(nvml) => Ok(GpuPoller { nvml, seen: Vec::new() }),
-            Err(e) => Err(Gap {
-                code: GapCode::NoNvml,
-                detail: format!("clocks, throttling and other processes' GPU use are not known: NVML: {e}"),
-                count: 1,
+            Ok(nvml) => Ok(GpuPoller {
+                nvml,
+                seen: Vec::new(),
             }),
+            Err(e) => {
+                let why = match e {
+                    NvmlError::LibloadingError(_) => {
+                        "no NVIDIA driver: libnvidia-ml.so.1 cannot be loaded".to_owned()
+                    }
+                    other => other.to_string(),
+                };
+                Err(Gap {
+                    code: GapCode::NoNvml,
+                    detail: format!(
+                        "clocks, throttling and other processes' GPU use are not known ({why})"
+                    ),
+                    count: 1,
+                })
+            }
         }
     }
 
@@ -44,7 +62,9 @@ impl GpuPoller {
     pub fn sample(&mut self, now: BootNanos) -> Vec<GpuSample> {
         let count = self.nvml.device_count().unwrap_or(0);
         self.seen.resize(count as usize, 0);
-        (0..count).filter_map(|index| self.device(index, now)).collect()
+        (0..count)
+            .filter_map(|index| self.device(index, now))
+            .collect()
     }
 
     fn device(&mut self, index: u32, now: BootNanos) -> Option<GpuSample> {
@@ -73,10 +93,16 @@ impl GpuPoller {
             uuid: device.uuid().unwrap_or_default(),
             sm_clock_mhz: device.clock_info(Clock::SM).ok(),
             max_sm_clock_mhz: device.max_clock_info(Clock::SM).ok(),
-            throttle_reasons: device.current_throttle_reasons().ok().map(|reasons| reasons.bits()),
+            throttle_reasons: device
+                .current_throttle_reasons()
+                .ok()
+                .map(|reasons| reasons.bits()),
             memory_used: memory.as_ref().map(|m| m.used),
             memory_total: memory.as_ref().map(|m| m.total),
-            utilization: device.utilization_rates().ok().map(|u| f64::from(u.gpu) / 100.0),
+            utilization: device
+                .utilization_rates()
+                .ok()
+                .map(|u| f64::from(u.gpu) / 100.0),
             processes,
         })
     }

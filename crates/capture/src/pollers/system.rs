@@ -27,7 +27,10 @@ impl Default for SystemPoller {
 impl SystemPoller {
     /// Reads `proc` instead of `/proc`.
     pub fn at(proc: &Path) -> SystemPoller {
-        SystemPoller { proc: proc.to_owned(), last: None }
+        SystemPoller {
+            proc: proc.to_owned(),
+            last: None,
+        }
     }
 
     /// One sample, taken at `now`. What cannot be read is 0 or `None`. Cost: six small files, about 100 µs.
@@ -36,7 +39,9 @@ impl SystemPoller {
         let ticks = cpu_ticks(&read("stat"));
         let memory = read("meminfo");
         let load = read("loadavg");
-        let mut load = load.split_ascii_whitespace().filter_map(|v| v.parse::<f64>().ok());
+        let mut load = load
+            .split_ascii_whitespace()
+            .filter_map(|v| v.parse::<f64>().ok());
         let faults = value(&read("vmstat"), "pgmajfault ").unwrap_or(0);
         let kib = |key| value(&memory, key).unwrap_or(0) * 1024;
         let mut sample = SystemSample {
@@ -80,18 +85,30 @@ fn cpu_ticks(stat: &str) -> CpuTicks {
         .map(|v| v.parse().unwrap_or(0))
         .collect();
     let at = |i: usize| fields.get(i).copied().unwrap_or(0);
-    CpuTicks { total: fields.iter().sum(), idle: at(3) + at(4), steal: at(7) }
+    CpuTicks {
+        total: fields.iter().sum(),
+        idle: at(3) + at(4),
+        steal: at(7),
+    }
 }
 
 /// The number after `key` at the begin of a line.
 fn value(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.split_ascii_whitespace().next()?.parse().ok())
+    text.lines().find_map(|line| {
+        line.strip_prefix(key)?
+            .split_ascii_whitespace()
+            .next()?
+            .parse()
+            .ok()
+    })
 }
 
 /// `some avg10=1.23 …` as a fraction.
 fn pressure(text: &str) -> Option<f64> {
     let some = text.lines().find(|line| line.starts_with("some "))?;
-    let avg10 = some.split_ascii_whitespace().find_map(|field| field.strip_prefix("avg10="))?;
+    let avg10 = some
+        .split_ascii_whitespace()
+        .find_map(|field| field.strip_prefix("avg10="))?;
     Some(avg10.parse::<f64>().ok()? / 100.0)
 }
 
@@ -107,16 +124,37 @@ mod tests {
     #[test]
     fn the_second_sample_has_rates_and_the_first_none() {
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), "stat", "cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 1 1 1\n");
-        write(dir.path(), "meminfo", "MemTotal: 1000 kB\nMemAvailable: 400 kB\nSwapTotal: 10 kB\nSwapFree: 4 kB\n");
+        write(
+            dir.path(),
+            "stat",
+            "cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 1 1 1\n",
+        );
+        write(
+            dir.path(),
+            "meminfo",
+            "MemTotal: 1000 kB\nMemAvailable: 400 kB\nSwapTotal: 10 kB\nSwapFree: 4 kB\n",
+        );
         write(dir.path(), "loadavg", "1.50 0.75 0.10 1/100 1234\n");
         write(dir.path(), "vmstat", "pgfault 9\npgmajfault 10\n");
-        write(dir.path(), "pressure/io", "some avg10=12.50 avg60=0.00 avg300=0.00 total=1\nfull avg10=1.00\n");
+        write(
+            dir.path(),
+            "pressure/io",
+            "some avg10=12.50 avg60=0.00 avg300=0.00 total=1\nfull avg10=1.00\n",
+        );
         let mut poller = SystemPoller::at(dir.path());
         let first = poller.sample(BootNanos(0));
-        assert_eq!((first.cpu, first.major_faults, first.pressure_cpu), (None, None, None));
-        assert_eq!((first.memory_total, first.memory_available, first.swap_used), (1_024_000, 409_600, 6_144));
-        assert_eq!((first.load1, first.load5, first.pressure_io), (1.5, 0.75, Some(0.125)));
+        assert_eq!(
+            (first.cpu, first.major_faults, first.pressure_cpu),
+            (None, None, None)
+        );
+        assert_eq!(
+            (first.memory_total, first.memory_available, first.swap_used),
+            (1_024_000, 409_600, 6_144)
+        );
+        assert_eq!(
+            (first.load1, first.load5, first.pressure_io),
+            (1.5, 0.75, Some(0.125))
+        );
 
         write(dir.path(), "stat", "cpu  200 0 150 710 120 0 0 20 0 0\n");
         write(dir.path(), "vmstat", "pgmajfault 30\n");
@@ -129,6 +167,12 @@ mod tests {
     #[test]
     fn an_unreadable_proc_gives_an_empty_sample() {
         let sample = SystemPoller::at(Path::new("/nonexistent")).sample(BootNanos(7));
-        assert_eq!(sample, SystemSample { at: BootNanos(7), ..SystemSample::default() });
+        assert_eq!(
+            sample,
+            SystemSample {
+                at: BootNanos(7),
+                ..SystemSample::default()
+            }
+        );
     }
 }
