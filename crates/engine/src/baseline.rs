@@ -154,7 +154,8 @@ impl Baseline {
         for c in Category::ALL {
             self.sums[c] += e.parts[c];
         }
-        apply(&mut self.facts, &e.facts, |a, b| *a += b);
+        // Broken arguments may overflow sums of bytes; what was added is taken away again all the same.
+        apply(&mut self.facts, &e.facts, |a, b| *a = a.wrapping_add(b));
         let at = self.sorted.partition_point(|d| *d < e.dur);
         self.sorted.insert(at, e.dur);
     }
@@ -163,7 +164,7 @@ impl Baseline {
         for c in Category::ALL {
             self.sums[c] -= e.parts[c];
         }
-        apply(&mut self.facts, &e.facts, |a, b| *a -= b);
+        apply(&mut self.facts, &e.facts, |a, b| *a = a.wrapping_sub(b));
         let at = self.sorted.partition_point(|d| *d < e.dur);
         self.sorted.remove(at);
     }

@@ -55,10 +55,15 @@ pub struct Engine {
     scratch: Partition,
     gaps: BTreeMap<(GapCode, String), u64>,
     late: u64,
+    malformed: u64,
     told_evicted: u64,
 }
 
 const TICK_NANOS: u64 = 1_000_000_000;
+/// After so many ticks with nothing between, all that time alone brings about has happened: the longest is a minute's.
+const IDLE_TICKS: u32 = 70;
+/// A longer interval between two waits, thirteen days, is no unit of anything.
+const LONGEST_UNIT_NANOS: u64 = 1 << 50;
 /// Events between two clean-ups.
 const PRUNE_EVENTS: u32 = 65_536;
 /// Shorter allocator calls are not remembered as waits for the device, ns.
@@ -117,15 +122,19 @@ impl Engine {
             scratch: Partition::default(),
             gaps: BTreeMap::new(),
             late: 0,
+            malformed: 0,
             told_evicted: 0,
             rules,
         }
     }
 
-    /// Takes an event, in any order within the merge window. One that comes later is counted and left out.
+    /// Takes an event, in any order within the merge window. One that comes later, or whose time is past any machine's
+    /// uptime, is counted and left out. Cost: amortised O(log n) in the events that wait.
     pub fn push(&mut self, event: Event) {
-        if self.order.push(event).is_err() {
-            self.late += 1;
+        match self.order.push(event) {
+            Ok(()) => {}
+            Err(LossReason::Late) => self.late += 1,
+            Err(_) => self.malformed += 1,
         }
     }
 
@@ -173,6 +182,7 @@ impl Engine {
         let evicted = self.evicted() - self.told_evicted;
         self.told_evicted += evicted;
         lost(LossReason::Late, late);
+        lost(LossReason::Malformed, std::mem::take(&mut self.malformed));
         lost(LossReason::Evicted, evicted);
         if late > 0 {
             self.gap(
@@ -269,6 +279,7 @@ impl Engine {
 
     /// Does what is due before `now`.
     fn run_due(&mut self, now: u64) {
+        let mut idle = 0;
         loop {
             let close = self.closed.front().map_or(u64::MAX, |(at, _)| *at);
             let judge = self
@@ -289,7 +300,15 @@ impl Engine {
                 }
             } else {
                 self.tick(due);
+                idle += 1;
+                let next = close.min(judge).min(now);
+                if idle >= IDLE_TICKS && next > self.next_tick {
+                    // Nothing more can come of ticks: to the last one before something happens.
+                    self.next_tick += (next - 1 - self.next_tick) / TICK_NANOS * TICK_NANOS;
+                }
+                continue;
             }
+            idle = 0;
         }
     }
 
@@ -379,7 +398,7 @@ impl Engine {
             Event::Stretch(s) => self.world.stretch(*s),
             Event::BlockIo(b) => self.world.block_io(*b),
             Event::Reclaim(r) => {
-                let end = r.start.0 + r.dur;
+                let end = r.start.plus(r.dur).0;
                 let w = crate::world::window(r.start.0, end);
                 let cap = self.rules.caps.records_per_thread;
                 World::bounded(&mut self.world.timeline(r.thread, end).reclaims, w, cap);
@@ -615,7 +634,8 @@ impl Engine {
             None => None,
         };
         line.lead = Some(Lead { since: end.0 });
-        let Some(since) = since.filter(|s| *s < end.0) else {
+        let unit = |s: &u64| *s < end.0 && end.0 - *s <= LONGEST_UNIT_NANOS;
+        let Some(since) = since.filter(unit) else {
             return;
         };
         let key = Key {

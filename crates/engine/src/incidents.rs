@@ -153,7 +153,9 @@ impl Incident {
         let more = |now: u64, usual: u64| now.saturating_sub(usual);
         self.more_launches += more(m.facts.launches, usual.facts.launches);
         let bytes = m.facts.bytes.iter().zip(usual.facts.bytes);
-        self.more_bytes += bytes.map(|(b, u)| more(*b, u)).sum::<u64>();
+        for (b, u) in bytes {
+            self.more_bytes = self.more_bytes.saturating_add(more(*b, u));
+        }
         self.recent.push_back((m.window, excess));
         self.grade(rules);
         let huge = m.dur() >= rules.high_unit_nanos
@@ -183,7 +185,7 @@ impl Incident {
         }
         self.clock = other.clock.or(self.clock);
         self.more_launches += other.more_launches;
-        self.more_bytes += other.more_bytes;
+        self.more_bytes = self.more_bytes.saturating_add(other.more_bytes);
         for h in other.hints {
             add_hint(&mut self.hints, HINTS, h);
         }

@@ -3,7 +3,10 @@
 //! The order is by the end of an event and, at one moment, by what the event says: so it does not depend on the order of
 //! delivery, and a replay judges as the live engine did.
 
-use warptrace_model::{BootNanos, Event, ProcessEvent, Thread};
+use warptrace_model::{BootNanos, Event, LossReason, ProcessEvent, Thread};
+
+/// No machine is up for nine years; sums of times up to here stay within 64 bits.
+const LAST_NANOS: u64 = 1 << 58;
 
 /// Holds events until their time has come.
 #[derive(Default)]
@@ -15,8 +18,11 @@ pub(crate) struct MergeBuffer {
 }
 
 impl MergeBuffer {
-    /// Keeps `event`; gives it back when its time was handed on already.
-    pub(crate) fn push(&mut self, event: Event) -> Result<(), Event> {
+    /// Keeps `event`; says why not when its time was handed on already, or is none.
+    pub(crate) fn push(&mut self, event: Event) -> Result<(), LossReason> {
+        if event.end().is_some_and(|end| end.0 > LAST_NANOS) {
+            return Err(LossReason::Malformed);
+        }
         let at = match &event {
             // What is known of a process holds from its start on, of a name from ever on: neither is ever late.
             Event::ProcessInfo(p) => p.start.0,
@@ -28,7 +34,7 @@ impl MergeBuffer {
             other => {
                 let at = other.end().map_or(0, |t| t.0);
                 if self.watermark.is_some_and(|w| at <= w) {
-                    return Err(event);
+                    return Err(LossReason::Late);
                 }
                 at
             }
@@ -135,7 +141,8 @@ mod tests {
         let first = a.take(5);
         assert_eq!(first, b.take(5));
         assert_eq!(first.iter().map(|(t, _)| *t).collect::<Vec<_>>(), [3, 5, 5]);
-        assert!(a.push(slice(5, 7)).is_err(), "it is too late for 5");
+        assert_eq!(a.push(slice(5, 7)), Err(LossReason::Late));
+        assert_eq!(a.push(slice(u64::MAX, 7)), Err(LossReason::Malformed));
         assert!(a.push(slice(6, 7)).is_ok());
     }
 }

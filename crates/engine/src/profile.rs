@@ -47,7 +47,7 @@ impl Totals {
     pub(crate) fn add(&mut self, m: &Measured, slow: bool) {
         self.units += 1;
         for c in Category::ALL {
-            self.parts[c] += m.parts[c];
+            self.parts[c] = self.parts[c].saturating_add(m.parts[c]);
         }
         if slow {
             return;

@@ -32,13 +32,13 @@ impl OpStats {
 
     fn record(&mut self, dur: u64) {
         self.count += 1;
-        self.total += dur;
+        self.total = self.total.saturating_add(dur);
         self.durations.record(dur);
     }
 
     fn merge(&mut self, other: &OpStats) {
         self.count += other.count;
-        self.total += other.total;
+        self.total = self.total.saturating_add(other.total);
         self.durations.merge(&other.durations);
     }
 }

@@ -443,7 +443,9 @@ impl World {
         }
     }
 
-    pub(crate) fn off_cpu(&mut self, e: OffCpu) {
+    pub(crate) fn off_cpu(&mut self, mut e: OffCpu) {
+        e.runnable = e.runnable.min(e.dur);
+        e.throttled = e.throttled.min(e.runnable);
         let cap = self.caps.records_per_thread;
         let t = self.timeline(e.thread, e.window().end.0);
         let process = t.process;
@@ -456,7 +458,10 @@ impl World {
         }
     }
 
-    pub(crate) fn stretch(&mut self, e: Stretch) {
+    pub(crate) fn stretch(&mut self, mut e: Stretch) {
+        e.runnable = e.runnable.min(e.dur);
+        e.running = e.running.min(e.dur - e.runnable);
+        e.throttled = e.throttled.min(e.runnable);
         let cap = self.caps.records_per_thread;
         let t = self.timeline(e.thread, e.start.0 + e.dur);
         let process = t.process;

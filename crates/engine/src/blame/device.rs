@@ -33,7 +33,7 @@ impl Charges {
                     self.bandwidth[k],
                 )
             })
-            .sum();
+            .fold(0, u64::saturating_add);
         // At the baseline's wait per launch.
         let more_work = share(
             usual.parts[Category::DeviceWait],

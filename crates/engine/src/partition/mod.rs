@@ -200,7 +200,7 @@ pub(crate) fn share(ns: u64, part: u64, whole: u64) -> u64 {
     if whole == 0 {
         return 0;
     }
-    (u128::from(ns) * u128::from(part) / u128::from(whole)) as u64
+    u64::try_from(u128::from(ns) * u128::from(part) / u128::from(whole)).unwrap_or(u64::MAX)
 }
 
 /// Where the time of `lead` went in `w`. The pieces' `ns` add up to the length of `w`, exactly.

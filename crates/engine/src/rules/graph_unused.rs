@@ -7,11 +7,11 @@
 //! *Source*: CUDA Runtime API 12, "Graph Management".
 
 use warptrace_model::record::OpId;
-use warptrace_model::{BootNanos, Cause, Device, Pid, Severity, Thread};
+use warptrace_model::{BootNanos, Cause, Pid, Severity, Thread, Window};
 
-use super::{Fact, moment};
+use super::Fact;
 use crate::thresholds::FactRules;
-use crate::world::{GraphExec, window};
+use crate::world::GraphExec;
 
 /// The fact, once, when the graph `handle` of `pid` is not used at `now`.
 pub(crate) fn graph_unused(
@@ -25,7 +25,6 @@ pub(crate) fn graph_unused(
         return None;
     }
     g.told = true;
-    let device: Option<Device> = None;
     Some(Fact {
         cause: Cause::Unexplained,
         severity: Severity::Low,
@@ -33,13 +32,9 @@ pub(crate) fn graph_unused(
             pid,
             tid: g.made_by,
         },
-        device,
+        device: None,
         op: OpId::by_name("graphInstantiate"),
-        window: if now > g.made {
-            window(g.made, now)
-        } else {
-            moment(BootNanos(now))
-        },
+        window: Window::at(BootNanos(g.made), rules.graph_unused_nanos),
         what: format!("the CUDA graph {handle:#x} was instantiated and not launched"),
         number: handle ^ g.made,
     })

@@ -346,6 +346,63 @@ proptest! {
     }
 }
 
+/// Any event of a few threads, in any disorder.
+fn any_event() -> impl Strategy<Value = Event> {
+    use warptrace_model::record::{Kind, Record, op::OPS};
+    (
+        (
+            1u8..=9,
+            0usize..OPS.len(),
+            any::<u16>(),
+            0u64..2_000_000_000,
+        ),
+        (
+            prop_oneof![5 => 0u64..50_000_000, 1 => any::<u64>()],
+            1u32..4,
+            1u32..4,
+            prop_oneof![4 => Just(0), 1 => any::<i32>()],
+        ),
+        (
+            any::<u64>(),
+            any::<u64>(),
+            prop_oneof![0u64..4, any::<u64>()],
+            0u32..3,
+            any::<bool>(),
+        ),
+    )
+        .prop_filter_map(
+            "an op that is known",
+            |((kind, op, flags, ts), (dur, pid, tid, ret), (a, b, stream, cpu, small))| {
+                let mut r = Record::new(Kind::Call, ts, dur, pid, pid * 10 + tid);
+                r.kind = kind;
+                (r.source, r.op) = if matches!(kind, 1 | 8) {
+                    (OPS[op].source as u8, OPS[op].number)
+                } else {
+                    (0, op as u16 % 8)
+                };
+                r.flags = if small { flags & 0x3 } else { flags };
+                r.device = flags & 1;
+                (r.ret, r.stack_id, r.cpu) = (ret, pid * 10 + 1, cpu);
+                (r.arg0, r.arg1, r.stream) = if small {
+                    (a % 40_000_000, b % 30_000_000, stream % 64)
+                } else {
+                    (a, b, stream)
+                };
+                Event::from_record(&r)
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Records that contradict each other, as a broken producer may write them, still add up and harm nothing.
+    #[test]
+    fn nonsense_adds_up_too(soup in proptest::collection::vec(any_event(), 0..400)) {
+        add_up(&explain_events(soup, Rules::default()))?;
+    }
+}
+
 /// Invariant 8: what is kept does not grow with the length of the run.
 #[test]
 fn memory_does_not_grow_with_the_run() {

@@ -37,7 +37,7 @@ impl Issued {
     fn add_difference(&mut self, to: &Issued, from: &Issued) {
         self.launches += to.launches.saturating_sub(from.launches);
         for (i, b) in self.bytes.iter_mut().enumerate() {
-            *b += to.bytes[i].saturating_sub(from.bytes[i]);
+            *b = b.saturating_add(to.bytes[i].saturating_sub(from.bytes[i]));
         }
     }
 }
@@ -64,6 +64,8 @@ struct StreamState {
     listed: bool,
 }
 
+/// No copy moves more: a larger size is a broken argument.
+const MOST_BYTES: u64 = 1 << 48;
 /// Completed points are remembered for so many unfinished events of one stream.
 const MARKS: usize = 64;
 /// Streams that one stream is known to wait for.
@@ -159,7 +161,7 @@ impl Work {
         let s = self.stream(key);
         if s.capture.is_none() {
             let b = &mut s.issued.bytes[usize::from(kind).min(COPY_KINDS - 1)];
-            *b = b.saturating_add(bytes);
+            *b = b.saturating_add(bytes.min(MOST_BYTES));
         }
     }
 
