@@ -42,7 +42,7 @@ pub(crate) struct Incident {
     usual: Usual,
     exposed: [u64; CAUSES],
     lost: [u64; CAUSES],
-    /// End and excess of the units in the worst stretch so far.
+    /// The units, or the incidents of a series, of the stretch that is graded, and their excess.
     recent: VecDeque<(Window, u64)>,
     severity: Severity,
     hints: Vec<Hint>,
@@ -157,7 +157,7 @@ impl Incident {
             self.more_bytes = self.more_bytes.saturating_add(more(*b, u));
         }
         self.recent.push_back((m.window, excess));
-        self.grade(rules);
+        self.grade(rules, rules.severity_window_nanos);
         let huge = m.dur() >= rules.high_unit_nanos
             && usual.median > 0
             && m.dur() >= rules.high_unit_factor.saturating_mul(usual.median);
@@ -167,7 +167,13 @@ impl Incident {
         self.dirty = true;
     }
 
-    /// Takes in a later incident of the same key and cause.
+    /// From now on it stands for a series of small incidents, and is graded as one whole.
+    pub(crate) fn begin_series(&mut self) {
+        self.recent.clear();
+        self.recent.push_back((self.window, self.excess()));
+    }
+
+    /// Takes in a later incident of the same key and cause. It must have begun a series.
     pub(crate) fn absorb(&mut self, other: Incident, rules: &FindingRules) {
         self.window.end = self.window.end.max(other.window.end);
         self.units.last = self.units.last.max(other.units.last);
@@ -192,10 +198,9 @@ impl Incident {
         for c in other.cases {
             self.case(c, rules.evidence);
         }
-        for r in other.recent {
-            self.recent.push_back(r);
-            self.grade(rules);
-        }
+        self.recent
+            .push_back((other.window, other.exposed.iter().sum()));
+        self.grade(rules, rules.recur_nanos);
         self.severity = self.severity.max(other.severity);
         self.shifted |= other.shifted;
         self.dirty = true;
@@ -218,17 +223,17 @@ impl Incident {
         self.cases.truncate(keep);
     }
 
-    /// Severity never falls: it is that of the worst stretch.
-    fn grade(&mut self, rules: &FindingRules) {
+    /// Severity never falls: it is that of the worst stretch of `length` ns.
+    fn grade(&mut self, rules: &FindingRules, length: u64) {
         let Some((last, _)) = self.recent.back().copied() else {
             return;
         };
-        let from = last.end.minus(rules.severity_window_nanos);
+        let from = last.end.minus(length);
         while self.recent.len() > 1 && self.recent.front().is_some_and(|(w, _)| w.end <= from) {
             self.recent.pop_front();
         }
         let begin = self.recent.front().map_or(last.start, |(w, _)| w.start);
-        let span = last.end.since(begin).max(rules.severity_window_nanos);
+        let span = last.end.since(begin).max(length);
         let lost: u64 = self.recent.iter().map(|(_, e)| *e).sum();
         let fraction = lost as f64 / span as f64;
         let severity = if fraction >= rules.high_fraction {

@@ -445,17 +445,22 @@ impl KeyState {
             }
             return;
         }
-        let i = match self.small.iter().position(|s| s.cause == i.cause) {
-            Some(at) => {
-                let mut series = self.small.swap_remove(at);
-                if i.start().saturating_sub(series.end()) <= rule.recur_nanos {
-                    series.absorb(i, rule);
-                    series
-                } else {
-                    i
-                }
+        let recurs = |s: &Incident| s.cause == i.cause;
+        let i = match self
+            .small
+            .iter()
+            .position(recurs)
+            .map(|at| self.small.swap_remove(at))
+        {
+            Some(mut series) if i.start().saturating_sub(series.end()) <= rule.recur_nanos => {
+                series.absorb(i, rule);
+                series
             }
-            None => i,
+            _ => {
+                let mut first = i;
+                first.begin_series();
+                first
+            }
         };
         if i.counts(rule) {
             let f = i.finding(world, rule);

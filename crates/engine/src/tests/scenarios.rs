@@ -565,3 +565,55 @@ fn ordinary_noise_is_no_finding() {
     }
     check(&trace, expect![[""]]);
 }
+
+#[test]
+fn noise_before_a_hog_neither_stretches_its_window_nor_hides_it() {
+    let late = "
+        train 1ms +6ms preempted cpu=1
+        cpu1 1ms +6ms ran hog
+        train 9ms +5us cudaLaunchKernel stream=16
+        train 9.1ms +5us cudaLaunchKernel stream=16
+        train 9.2ms +21.8ms cudaStreamSync stream=16";
+    let trace = format!(
+        "process train 4711 job
+         process hog 4890 silent
+         train 0ms +1ms cudaStreamSync stream=16
+         at 1ms
+         train 0.1ms +1us preempted
+         repeat 40 every 25ms
+         {STEPS}
+         end
+         repeat 10 every 1031ms
+           repeat 40 every 25ms
+           {STEPS}
+           end
+           {late}
+         end
+         repeat 300 every 40ms
+           train 1ms +15ms preempted cpu=1
+           cpu1 1ms +15ms ran hog
+           train 18ms +5us cudaLaunchKernel stream=16
+           train 18.1ms +5us cudaLaunchKernel stream=16
+           train 18.2ms +21.8ms cudaStreamSync stream=16
+         end"
+    );
+    let out = check(&trace, expect![[r#"
+        HIGH incident run_queue_wait: train in cudaStreamSync, 11280..23311 ms, units 449..749 slow 301 worst 450, usual 25 ms of 256, excess 4506 ms
+          run_queue_wait 4506 ms, lost 4506 ms: hog (pid 4890) held cpu 1 for 4.51 s
+          - hog held cpu 1 at 11312 ms for 15 ms
+          - hog held cpu 1 at 11352 ms for 15 ms
+          - hog held cpu 1 at 11392 ms for 15 ms
+          - hog held cpu 1 at 11432 ms for 15 ms
+          - hog held cpu 1 at 11472 ms for 15 ms
+        LOW incident run_queue_wait: train in cudaStreamSync, 2001..10280 ms, units 80..408 slow 9 worst 80, usual 25 ms of 256, excess 54 ms
+          run_queue_wait 54 ms, lost 54 ms: hog (pid 4890) held cpu 1 for 54.0 ms
+          launch_gap 0 ms, lost 0 ms: train ran its own code instead of feeding the device
+          - hog held cpu 1 at 2002 ms for 6 ms
+          - hog held cpu 1 at 3033 ms for 6 ms
+          - hog held cpu 1 at 4064 ms for 6 ms
+          - hog held cpu 1 at 5095 ms for 6 ms
+          - hog held cpu 1 at 6126 ms for 6 ms
+    "#]]);
+    let severities: Vec<_> = out.findings.iter().map(|f| f.severity.name()).collect();
+    assert_eq!(severities, ["HIGH", "LOW"]);
+}
