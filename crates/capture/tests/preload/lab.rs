@@ -15,7 +15,7 @@ use warptrace_record::op::{OPS, Slot};
 use warptrace_record::{Kind, Op, Record};
 
 /// Says why a test did not run, in one form that the runner counts.
-pub fn skip(reason: &str) {
+pub(crate) fn skip(reason: &str) {
     println!("skipped: {reason}");
     eprintln!("skipped: {reason}");
 }
@@ -25,7 +25,7 @@ fn target() -> PathBuf {
 }
 
 /// The preload library, built as it is shipped.
-pub fn library() -> &'static Path {
+pub(crate) fn library() -> &'static Path {
     static LIBRARY: LazyLock<PathBuf> = LazyLock::new(|| {
         let target = target().join("preload");
         let built = Command::new(env!("CARGO"))
@@ -52,7 +52,7 @@ pub fn library() -> &'static Path {
 }
 
 /// A folder for compiled fixtures.
-pub fn folder() -> &'static Path {
+pub(crate) fn folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("preload");
@@ -62,7 +62,7 @@ pub fn folder() -> &'static Path {
 }
 
 /// Compiles `source` with `compiler` (`cc` or `c++`) to `name` in [`folder`].
-pub fn compile_with(compiler: &str, name: &str, source: &str, flags: &[&str]) -> PathBuf {
+pub(crate) fn compile_with(compiler: &str, name: &str, source: &str, flags: &[&str]) -> PathBuf {
     let out = folder().join(name);
     std::fs::create_dir_all(out.parent().unwrap()).unwrap();
     let extension = if compiler == "c++" { "cpp" } else { "c" };
@@ -81,17 +81,17 @@ pub fn compile_with(compiler: &str, name: &str, source: &str, flags: &[&str]) ->
     out
 }
 
-pub fn compile(name: &str, source: &str, flags: &[&str]) -> PathBuf {
+pub(crate) fn compile(name: &str, source: &str, flags: &[&str]) -> PathBuf {
     compile_with("cc", name, source, flags)
 }
 
 /// Bytes of arguments of each call, their pointers being the same everywhere.
-pub const PRELUDE: &str = "#define _GNU_SOURCE\n#include <stdint.h>\n#include <stddef.h>\n#include <stdio.h>\n#include <stdlib.h>\n\
+pub(crate) const PRELUDE: &str = "#define _GNU_SOURCE\n#include <stdint.h>\n#include <stddef.h>\n#include <stdio.h>\n#include <stdlib.h>\n\
     #include <string.h>\n#include <unistd.h>\n#include <dlfcn.h>\n#include <errno.h>\n#include <time.h>\ntypedef uint64_t u64;\n";
 
 /// Stand-ins for libcudart.so.12, libcuda.so.1 and libnccl.so.2 in a folder `name`: every symbol of the op table, each of which returns a number
 /// that depends on every argument, or 0 and an output when `wt_succeed` of its library is set.
-pub fn stand_ins(name: &str, salt: u64) -> PathBuf {
+pub(crate) fn stand_ins(name: &str, salt: u64) -> PathBuf {
     for (library, soname) in LIBRARIES {
         let mut source = String::from(PRELUDE);
         source.push_str("int wt_succeed;\n");
@@ -112,7 +112,7 @@ pub fn stand_ins(name: &str, salt: u64) -> PathBuf {
     folder().join(name)
 }
 
-pub const LIBRARIES: [(&str, &str); 3] = [
+pub(crate) const LIBRARIES: [(&str, &str); 3] = [
     ("libcudart", "libcudart.so.12"),
     ("libcuda", "libcuda.so.1"),
     ("libnccl", "libnccl.so.2"),
@@ -133,15 +133,15 @@ fn define(out: &mut String, row: usize, op: &Op, symbol: &str, salt: u64) {
 }
 
 /// What the call of a row writes where it is told to.
-pub fn output(row: usize) -> u64 {
+pub(crate) fn output(row: usize) -> u64 {
     0xabc0_0000_0000 + row as u64
 }
 
 /// Address of the structure that pointer arguments lead to; word k of it is `0x1000 + k`.
-pub const STRUCTURE: u64 = 0x1_0000_0000;
+pub(crate) const STRUCTURE: u64 = 0x1_0000_0000;
 
 /// Argument `n` of a call.
-pub fn argument(row: usize, op: &Op, n: u8) -> u64 {
+pub(crate) fn argument(row: usize, op: &Op, n: u8) -> u64 {
     let is_pointer = [op.arg0, op.arg1, op.stream].iter().any(|slot| {
         matches!(slot, Slot::Out(m) | Slot::ConfigDims(m) | Slot::At(m, _) | Slot::AtMul(m, _) if *m == n)
     });
@@ -153,12 +153,12 @@ pub fn argument(row: usize, op: &Op, n: u8) -> u64 {
     }
 }
 
-pub fn arguments(row: usize, op: &Op) -> Vec<u64> {
+pub(crate) fn arguments(row: usize, op: &Op) -> Vec<u64> {
     (1..=op.params).map(|n| argument(row, op, n)).collect()
 }
 
 /// What the stand-in returns when it fails.
-pub fn failure(salt: u64, arguments: &[u64]) -> i32 {
+pub(crate) fn failure(salt: u64, arguments: &[u64]) -> i32 {
     let hash = arguments
         .iter()
         .fold(salt, |h, a| h.wrapping_mul(31).wrapping_add(*a));
@@ -166,7 +166,7 @@ pub fn failure(salt: u64, arguments: &[u64]) -> i32 {
 }
 
 /// The value of a slot, by the words of its definition.
-pub fn slot(row: usize, op: &Op, slot: Slot, ret: i32) -> u64 {
+pub(crate) fn slot(row: usize, op: &Op, slot: Slot, ret: i32) -> u64 {
     use warptrace_record::op::{nccl_dtype_bytes, pack_dims};
     let p = |n: u8| argument(row, op, n);
     let low = |v: u64| v as u32;
@@ -202,7 +202,7 @@ pub fn slot(row: usize, op: &Op, slot: Slot, ret: i32) -> u64 {
 }
 
 /// C that calls `symbol` of `row` with [`arguments`], through the pointer `f`.
-pub fn call(row: usize, op: &Op, pointer: &str) -> String {
+pub(crate) fn call(row: usize, op: &Op, pointer: &str) -> String {
     let types = vec!["u64"; op.params as usize].join(",");
     let values: Vec<String> = arguments(row, op)
         .iter()
@@ -212,29 +212,29 @@ pub fn call(row: usize, op: &Op, pointer: &str) -> String {
 }
 
 /// C that makes [`STRUCTURE`].
-pub const MAKE_STRUCTURE: &str = "#include <sys/mman.h>\nstatic void make_structure(void) { u64 *s = mmap((void *)0x100000000, 4096, 3, 0x32, -1, 0);\
+pub(crate) const MAKE_STRUCTURE: &str = "#include <sys/mman.h>\nstatic void make_structure(void) { u64 *s = mmap((void *)0x100000000, 4096, 3, 0x32, -1, 0);\
     for (int k = 0; k < 512; k++) s[k] = 0x1000 + k; }\n";
 
 /// What a recording gave.
-pub struct Recording {
-    pub batch: Batch,
-    pub status: ExitStatus,
-    pub stdout: String,
-    pub in_flight: Vec<Record>,
-    pub rings_left: usize,
+pub(crate) struct Recording {
+    pub(crate) batch: Batch,
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) in_flight: Vec<Record>,
+    pub(crate) rings_left: usize,
 }
 
 impl Recording {
-    pub fn calls(&self) -> Vec<Record> {
+    pub(crate) fn calls(&self) -> Vec<Record> {
         self.of_kind(Kind::Call)
     }
 
-    pub fn of_kind(&self, kind: Kind) -> Vec<Record> {
+    pub(crate) fn of_kind(&self, kind: Kind) -> Vec<Record> {
         let records = self.batch.records.iter();
         records.filter(|r| r.kind == kind as u8).copied().collect()
     }
 
-    pub fn names_of_calls(&self) -> Vec<&'static str> {
+    pub(crate) fn names_of_calls(&self) -> Vec<&'static str> {
         self.calls()
             .iter()
             .map(|r| r.call_op().unwrap().name())
@@ -242,7 +242,7 @@ impl Recording {
     }
 
     /// Exact counts by name of the op.
-    pub fn counts(&self) -> HashMap<&'static str, u64> {
+    pub(crate) fn counts(&self) -> HashMap<&'static str, u64> {
         let mut counts = HashMap::new();
         for count in &self.batch.counts {
             *counts.entry(count.key.op.name()).or_insert(0) += count.durations.count();
@@ -251,25 +251,25 @@ impl Recording {
     }
 
     #[track_caller]
-    pub fn succeeded(self) -> Recording {
+    pub(crate) fn succeeded(self) -> Recording {
         assert!(self.status.success(), "{}: {}", self.status, self.stdout);
         self
     }
 }
 
-pub fn options() -> PreloadOptions {
+pub(crate) fn options() -> PreloadOptions {
     PreloadOptions::new(library())
 }
 
-pub const BOTH: [Mechanism; 2] = [Mechanism::Audit, Mechanism::Preload];
+pub(crate) const BOTH: [Mechanism; 2] = [Mechanism::Audit, Mechanism::Preload];
 
 /// Records `command` until all that it started has closed its standard output.
-pub fn record(command: &mut Command, mechanism: Mechanism) -> Recording {
+pub(crate) fn record(command: &mut Command, mechanism: Mechanism) -> Recording {
     record_with(&options(), command, mechanism, |_, _, _| ())
 }
 
 /// As [`record`]; `watch` is called after each poll with what came so far and the program's number.
-pub fn record_with(
+pub(crate) fn record_with(
     options: &PreloadOptions,
     command: &mut Command,
     mechanism: Mechanism,

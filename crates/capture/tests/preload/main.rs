@@ -4,4 +4,5 @@ mod calls;
 mod guest;
 mod lab;
 mod lives;
+mod python;
 mod reach;
