@@ -48,7 +48,7 @@ pub trait ReadAt: Send + Sync {
     ///
     /// # Errors
     /// What the system says.
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
 
     /// Fills `buf` from `offset` on.
     ///
@@ -100,7 +100,7 @@ pub trait Fs: Send + Sync {
     /// `FileTooLarge` when it has more than `cap` bytes; else what the system says.
     fn read(&self, path: &Path, cap: u64) -> io::Result<Vec<u8>> {
         let file = self.open(path)?;
-        let len = file.len()?;
+        let len = file.size()?;
         if len > cap {
             return Err(io::Error::new(
                 io::ErrorKind::FileTooLarge,

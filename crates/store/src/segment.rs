@@ -32,7 +32,6 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnPath;
-
 use warptrace_model::{BootNanos, Window};
 
 use crate::error::SegmentError;
@@ -259,7 +258,7 @@ const MAX_METADATA: u64 = 16 << 20;
 /// # Errors
 /// When the file cannot be read. What is no message ends the search, and is no error.
 pub(crate) fn index_stream(file: &dyn ReadAt) -> Result<StreamIndex, SegmentError> {
-    let len = file.len()?;
+    let len = file.size()?;
     let mut index = StreamIndex {
         schema: Vec::new(),
         batches: Vec::new(),
@@ -558,7 +557,7 @@ pub(crate) struct Sealed {
 impl Sealed {
     pub(crate) fn open(file: Arc<dyn ReadAt>) -> Result<Sealed, SegmentError> {
         let file = ParquetFile {
-            len: file.len()?,
+            len: file.size()?,
             file,
         };
         let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())?;

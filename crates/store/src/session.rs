@@ -622,13 +622,13 @@ struct Chunk {
     min_start: u64,
     segment: Arc<Segment>,
     part: usize,
-    decode: Box<dyn Fn(&RecordBatch, &mut dyn FnMut(Event)) -> Result<u64, SegmentError>>,
+    decode: Decode,
 }
 
-/// Reads events out of a batch, and counts the rows that it does not understand.
-fn decode_events<T: Table>(
-    event: fn(T) -> Option<Event>,
-) -> Box<dyn Fn(&RecordBatch, &mut dyn FnMut(Event)) -> Result<u64, SegmentError>> {
+/// Gives the events of a batch, and says how many rows were not understood.
+type Decode = Box<dyn Fn(&RecordBatch, &mut dyn FnMut(Event)) -> Result<u64, SegmentError>>;
+
+fn decode_events<T: Table>(event: fn(T) -> Option<Event>) -> Decode {
     Box::new(move |batch, take| {
         let mut unknown = 0;
         for row in T::read(batch)? {

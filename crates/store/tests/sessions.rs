@@ -376,7 +376,7 @@ fn write_fixture(fs: &Arc<dyn Fs>, dir: &Path) {
             op: memcpy,
             start: at(n),
             dur: 500,
-            device: (n % 2 == 0).then_some(Device(0)),
+            device: n.is_multiple_of(2).then_some(Device(0)),
             stream: Stream(0),
             ret: -2,
             flags: CallFlags(0),

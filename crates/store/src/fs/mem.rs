@@ -256,7 +256,7 @@ impl Append for MemFile {
 struct MemReader(Arc<Mutex<Content>>);
 
 impl ReadAt for MemReader {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(lock(&self.0).bytes.len() as u64)
     }
 
