@@ -91,8 +91,8 @@ fn examine(global: &Global) -> Report {
         false,
     );
 
-    let shm = nix::sys::statvfs::statvfs("/dev/shm")
-        .map(|s| s.blocks_available() as u64 * s.fragment_size() as u64);
+    let shm =
+        nix::sys::statvfs::statvfs("/dev/shm").map(|s| s.blocks_available() * s.fragment_size());
     add(
         "/dev/shm",
         match shm {

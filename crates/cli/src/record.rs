@@ -42,6 +42,7 @@ pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
         env: Vec::new(),
         gpu_library: None,
         sample_every: SAMPLE_EVERY,
+        rules: Rules::default(),
     };
     let mut ended = Outcome::default();
     let session = with_preload(global, &job, &signals, &mut |_| {}, &mut ended)?;
@@ -64,6 +65,7 @@ pub(crate) fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         env: Vec::new(),
         gpu_library: None,
         sample_every: SAMPLE_EVERY,
+        rules: Rules::default(),
     };
     let view = Trace {
         ring_size: args.ring_size,
@@ -89,6 +91,7 @@ pub(crate) struct Watched<'a> {
     /// NVML to ask instead of the machine's.
     pub(crate) gpu_library: Option<PathBuf>,
     pub(crate) sample_every: Duration,
+    pub(crate) rules: Rules,
 }
 
 /// What `trace` shows while it runs.
@@ -372,7 +375,7 @@ fn config(
     tap: Option<std::sync::mpsc::SyncSender<Vec<Event>>>,
 ) -> Config {
     Config {
-        rules: Rules::default(),
+        rules: job.rules.clone(),
         target: format!("{} (pid {pid})", launch::shown(command)),
         sample_every: job.sample_every,
         gpu,

@@ -74,7 +74,7 @@ pub fn scenarios() -> &'static [Scenario] {
             aliases: &[],
             summary: "a CPU hog lands on the core of a training loop",
             expect: Some("run_queue_wait"),
-            usual: Duration::from_secs(18),
+            usual: Duration::from_secs(20),
             kind: Kind::Incident,
         },
         Scenario {
@@ -154,13 +154,13 @@ impl Scenario {
         };
         match self.kind {
             Kind::Incident => plan.faults.push((
-                after(50),
+                after(40),
                 Fault::Hog(Hog {
                     cpu,
                     threads: 2,
-                    busy_millis: part(25),
+                    busy_millis: part(45),
                     pause_millis: 0,
-                    total_millis: part(25),
+                    total_millis: part(45),
                 }),
             )),
             Kind::CpuContention => plan.faults.push((
@@ -185,7 +185,7 @@ impl Scenario {
             Kind::MemcpyBottleneck => plan.workload.heavy_copies = true,
             Kind::PeriodicSpike => {
                 plan.workload.allocator_storm_every = 40;
-                plan.env.push(("SIMGPU_MALLOC_NS", "1500000".into()));
+                plan.env.push(("SIMGPU_MALLOC_NS", "4000000".into()));
             }
             Kind::Healthy => plan.workload.cpu = None,
         }
