@@ -14,7 +14,7 @@ use warptrace_record::op::OPS;
 /// Copies of one library in one process that are told apart.
 const COPIES: usize = 4;
 /// Bytes of `call::Frame`; `call.rs` checks it.
-const FRAME_BYTES: usize = 176;
+const FRAME_BYTES: usize = 128;
 
 /// Functions that hand out pointers to other functions.
 const LOOKUPS: [(&str, &str); 8] = [
@@ -117,11 +117,11 @@ fn x86_64_call(out: &mut String, words: usize) {
     for (i, r) in registers.iter().enumerate() {
         let _ = writeln!(out, "mov [rsp + {}], {r}", 8 * i);
     }
-    out.push_str("lea rax, [rbp + 16]\nmov [rsp + 64], rax\nmov rdi, rsp\nmov esi, r11d\ncall {enter}\nmov r11, rax\n");
+    out.push_str("mov rdi, rsp\nmov esi, r11d\ncall {enter}\nmov r11, rax\n");
     for (i, r) in registers.iter().enumerate() {
         let _ = writeln!(out, "mov {r}, [rsp + {}]", 8 * i);
     }
-    out.push_str("cmp dword ptr [rsp + 72], 0\nje 2f\n");
+    out.push_str("cmp dword ptr [rsp + 64], 0\nje 2f\n");
     for i in (0..words).rev() {
         let _ = writeln!(out, "push qword ptr [rbp + {}]", 16 + 8 * i);
     }
@@ -145,7 +145,7 @@ fn aarch64_call(out: &mut String, words: usize) {
     for i in (0..8).step_by(2) {
         let _ = writeln!(out, "stp x{i}, x{}, [sp, #{}]", i + 1, 8 * i);
     }
-    out.push_str("add x9, x29, #16\nstr x9, [sp, #64]\nmov x0, sp\nmov w1, w16\nbl {enter}\nmov x16, x0\nldr w9, [sp, #72]\n");
+    out.push_str("mov x0, sp\nmov w1, w16\nbl {enter}\nmov x16, x0\nldr w9, [sp, #64]\n");
     for i in (0..8).step_by(2) {
         let _ = writeln!(out, "ldp x{i}, x{}, [sp, #{}]", i + 1, 8 * i);
     }

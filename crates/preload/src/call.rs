@@ -10,63 +10,134 @@ use crate::arch::REGISTERS;
 use crate::bind;
 use crate::device::{CHANGES, Change};
 use crate::stretch;
-use crate::symbols::{FRAME_BYTES, Kind, SYMBOLS, find};
+use crate::symbols::{self, FRAME_BYTES, Kind, LOOKUP, SYMBOLS, find};
 use crate::thread::{MAX_DEPTH, State, Thread};
 
-/// What a stub keeps on the caller's stack while the real function runs. The offsets of the first three fields are known to `build.rs`.
+/// What a stub keeps on the caller's stack while the real function runs. The offset of `then` is known to `build.rs`. After it, in memory,
+/// come the caller's frame pointer, the return address and the stack arguments, on both architectures.
 #[repr(C, align(16))]
 pub(crate) struct Frame {
     /// Argument registers.
     registers: [u64; 8],
-    /// The first stack argument; the return address is the word before it.
-    stack: *const u64,
     /// 0: jump to the real function and forget the frame; else call it, then [`leave`].
     then: u64,
+    /// The thread that makes the call.
+    thread: *const Thread,
     stub: u64,
     /// Entry, ticks.
     ts: u64,
     /// arg0, arg1 and stream, as far as they are known at entry.
     slots: [u64; 3],
-    _unused: [u64; 7],
+    _unused: u64,
 }
 
 const _: () = assert!(size_of::<Frame>() == FRAME_BYTES);
-const _: () = assert!(core::mem::offset_of!(Frame, stack) == 64);
-const _: () = assert!(core::mem::offset_of!(Frame, then) == 72);
+const _: () = assert!(core::mem::offset_of!(Frame, then) == 64);
+
+/// Words from the begin of a frame to the return address.
+const RETURN_ADDRESS: usize = FRAME_BYTES / 8 + 1;
+
+/// Where argument `n` (from 1) of the call is, in words from the begin of its frame.
+const fn place_of(n: u8) -> u8 {
+    let n = n as usize - 1;
+    (if n < REGISTERS {
+        n
+    } else {
+        RETURN_ADDRESS + 1 + n - REGISTERS
+    }) as u8
+}
+
+impl Frame {
+    /// # Safety
+    /// `place` is that of an argument of the call, or of the return address.
+    #[inline(always)]
+    unsafe fn word(&self, place: u8) -> u64 {
+        let at = (&raw const *self).expose_provenance() + 8 * place as usize;
+        // SAFETY: stubs make frames right below the caller's, so what `place_of` names is there. It is the caller's memory, not the frame's.
+        unsafe { *core::ptr::with_exposed_provenance::<u64>(at) }
+    }
+
+    fn caller(&self) -> usize {
+        // SAFETY: the return address.
+        unsafe { self.word(RETURN_ADDRESS as u8) as usize }
+    }
+
+    /// Argument `n`, counted from 1.
+    #[inline(always)]
+    fn argument(&self, n: u8) -> u64 {
+        // SAFETY: the op table names only arguments that the call has.
+        unsafe { self.word(place_of(n)) }
+    }
+}
 
 const JUMP: u64 = 0;
 const RECORD: u64 = 1;
 const REWRITE: u64 = 2;
 
+/// A slot that needs no decision: one word of the frame, masked, and a constant.
+#[derive(Clone, Copy)]
+struct Simple {
+    place: u8,
+    mask: u8,
+    constant: u8,
+}
+
+/// Nothing, everything, the low half.
+static MASKS: [u64; 3] = [0, u64::MAX, 0xffff_ffff];
+
 /// What the hot path needs of a row of the op table, in few bytes.
 struct Row {
-    slots: [Slot; 3],
+    simple: [Simple; 3],
     number: u16,
     source: u8,
     waits: bool,
+    /// A slot is not simple.
+    looks: bool,
+    /// A slot is known at return only.
+    returns: bool,
     change: Change,
+    slots: [Slot; 3],
 }
 
 static ROWS: [Row; OPS.len()] = {
     let mut rows = [const {
         Row {
-            slots: [Slot::Zero; 3],
+            simple: [Simple {
+                place: 0,
+                mask: 0,
+                constant: 0,
+            }; 3],
             number: 0,
             source: 0,
             waits: false,
+            looks: false,
+            returns: false,
             change: Change::Nothing,
+            slots: [Slot::Zero; 3],
         }
     }; OPS.len()];
     let mut i = 0;
     while i < OPS.len() {
         let op = &OPS[i];
-        rows[i] = Row {
-            slots: [op.arg0, op.arg1, op.stream],
-            number: op.number,
-            source: op.source as u8,
-            waits: !matches!(op.wait, Wait::Never),
-            change: CHANGES[i],
-        };
+        let row = &mut rows[i];
+        row.number = op.number;
+        row.source = op.source as u8;
+        row.waits = !matches!(op.wait, Wait::Never);
+        row.change = CHANGES[i];
+        row.slots = [op.arg0, op.arg1, op.stream];
+        let mut k = 0;
+        while k < 3 {
+            let simple = &mut row.simple[k];
+            match row.slots[k] {
+                Slot::Zero => {}
+                Slot::Const(c) => simple.constant = c,
+                Slot::P(n) => (simple.place, simple.mask) = (place_of(n), 1),
+                Slot::Int(n) => (simple.place, simple.mask) = (place_of(n), 2),
+                Slot::Out(_) => row.returns = true,
+                _ => row.looks = true,
+            }
+            k += 1;
+        }
         i += 1;
     }
     rows
@@ -110,37 +181,39 @@ extern "C" fn enter(frame: &mut Frame, stub: u32) -> usize {
     let stub = stub as usize;
     frame.then = JUMP;
     let real = if bind::is_linked(stub) {
-        // SAFETY: the return address is the word before the stack arguments.
-        let caller = unsafe { *frame.stack.sub(1) } as usize;
-        bind::linked(stub, caller)
+        bind::linked(stub, frame.caller())
     } else {
         bind::real(stub)
     };
-    match SYMBOLS[bind::symbol_of(stub)].kind {
-        Kind::Op(_) if real == 0 => bind::unresolved as *const () as usize,
-        Kind::Op(row) => {
-            if let Some(thread) = Thread::current() {
-                frame.stub = stub as u64;
-                begin(thread, frame, row);
-            }
-            real
-        }
-        kind => before_lookup(frame, stub, kind, real),
+    let row = symbols::ROWS[stub];
+    if row == LOOKUP {
+        return before_lookup(frame, stub, real);
     }
+    if real == 0 {
+        return bind::unresolved as *const () as usize;
+    }
+    if let Some(thread) = Thread::current() {
+        begin(thread, frame, stub, row);
+    }
+    real
 }
 
 /// After a call that `enter` wanted to see the end of. Gives what the caller is to get.
 extern "C" fn leave(frame: &mut Frame, result: u64) -> u64 {
-    if frame.then == RECORD {
-        if let (Some(thread), Kind::Op(row)) = (
-            Thread::current(),
-            SYMBOLS[bind::symbol_of(frame.stub as usize)].kind,
-        ) {
-            end(thread, frame, row, result as i32);
-        }
-        return result;
+    if frame.then != RECORD {
+        return after_lookup(frame, result);
     }
-    after_lookup(frame, result)
+    // SAFETY: `begin` put it there, in this thread, which still runs; a forked child has a copy of it.
+    let thread = unsafe { &*frame.thread };
+    if thread.is_of_this_process() {
+        end(
+            thread,
+            frame,
+            symbols::ROWS[frame.stub as usize],
+            result as i32,
+        );
+    }
+    result
 }
 
 /// Takes the thread's state for the call in `frame`; `None` in a signal handler that came while it was taken.
@@ -165,7 +238,7 @@ fn give_back(thread: &Thread) {
 }
 
 #[inline(always)]
-fn begin(thread: &Thread, frame: &mut Frame, row: u8) {
+fn begin(thread: &Thread, frame: &mut Frame, stub: usize, row: u8) {
     let at = &raw const *frame as usize;
     let Some(state) = take(thread, at) else {
         return;
@@ -177,12 +250,17 @@ fn begin(thread: &Thread, frame: &mut Frame, row: u8) {
     }
     let level = state.depth;
     if level < MAX_DEPTH {
-        for (slot, to) in op.slots.iter().zip(&mut frame.slots) {
-            // Most slots are empty or a plain argument.
-            *to = match *slot {
-                Slot::Zero => 0,
-                slot => before(slot, &frame.registers, frame.stack),
-            };
+        for k in 0..3 {
+            let simple = op.simple[k];
+            // SAFETY: the op table names only arguments that the call has; a constant looks at the first register.
+            let word = unsafe { frame.word(simple.place) };
+            frame.slots[k] = (word & MASKS[simple.mask as usize]) + u64::from(simple.constant);
+        }
+        if let Slot::Dim3(n) = op.slots[1] {
+            // Launches are the most frequent calls.
+            frame.slots[1] = before(Slot::Dim3(n), frame);
+        } else if op.looks {
+            look(frame, op);
         }
         if level == 0 {
             state.outermost = row;
@@ -193,6 +271,8 @@ fn begin(thread: &Thread, frame: &mut Frame, row: u8) {
         }
         state.frames[level] = at;
         state.depth = level + 1;
+        frame.thread = thread;
+        frame.stub = stub as u64;
         frame.then = RECORD;
         let now = state.now();
         frame.ts = now;
@@ -204,13 +284,25 @@ fn begin(thread: &Thread, frame: &mut Frame, row: u8) {
     give_back(thread);
 }
 
+/// Fills the slots that take more than one word.
+#[inline(never)]
+fn look(frame: &mut Frame, op: &Row) {
+    for (k, slot) in op.slots.iter().enumerate() {
+        let value = match *slot {
+            Slot::Zero | Slot::Const(_) | Slot::P(_) | Slot::Int(_) | Slot::Out(_) => continue,
+            slot => before(slot, frame),
+        };
+        frame.slots[k] = value;
+    }
+}
+
 #[inline(always)]
 fn end(thread: &Thread, frame: &mut Frame, row: u8, result: i32) {
     let at = &raw const *frame as usize;
     let Some(state) = take(thread, at) else {
         return;
     };
-    let (now, cpu) = state.now_and_cpu();
+    let now = state.now();
     while state.depth > 0 && state.frames[state.depth - 1] < at {
         abandon(state);
     }
@@ -221,15 +313,16 @@ fn end(thread: &Thread, frame: &mut Frame, row: u8, result: i32) {
         state.ring.leave(level);
         let ticks = now.saturating_sub(frame.ts);
         let nanos = state.nanos(ticks);
+        if op.returns {
+            for k in 0..3 {
+                if let Slot::Out(n) = op.slots[k] {
+                    frame.slots[k] = after(result, frame.argument(n));
+                }
+            }
+        }
         if level == 0 || nanos >= NESTED_MIN_NANOS {
-            let [mut arg0, mut arg1, stream] = frame.slots;
-            if let Slot::Out(n) = op.slots[0] {
-                arg0 = after(result, argument(n, &frame.registers, frame.stack));
-            }
-            if let Slot::Out(n) = op.slots[1] {
-                arg1 = after(result, argument(n, &frame.registers, frame.stack));
-            }
-            state.ring.push(&Record {
+            let [arg0, arg1, stream] = frame.slots;
+            state.ring.push(Record {
                 kind: RecordKind::Call as u8,
                 source: op.source,
                 op: op.number,
@@ -242,7 +335,7 @@ fn end(thread: &Thread, frame: &mut Frame, row: u8, result: i32) {
                 ret: result,
                 stack_id: 0,
                 seq: 0,
-                cpu,
+                cpu: CPU_UNKNOWN,
                 arg0,
                 arg1,
                 stream,
@@ -263,6 +356,9 @@ fn end(thread: &Thread, frame: &mut Frame, row: u8, result: i32) {
     give_back(thread);
 }
 
+/// Reading it with the time (`rdtscp`) takes 10 ns more, which nobody has had a use for.
+const CPU_UNKNOWN: u32 = u32::MAX;
+
 #[cold]
 fn nested_flags(state: &State) -> u16 {
     if ROWS[state.outermost as usize].source == Source::Nccl as u8 {
@@ -274,13 +370,8 @@ fn nested_flags(state: &State) -> u16 {
 
 #[cold]
 fn change_device(state: &mut State, frame: &Frame, op: &Row) {
-    let value = |slot: Slot, known: u64| match slot {
-        Slot::Out(n) => after(0, argument(n, &frame.registers, frame.stack)),
-        _ => known,
-    };
-    let arg0 = value(op.slots[0], frame.slots[0]);
-    let arg1 = value(op.slots[1], frame.slots[1]);
     let before = state.device.device();
+    let [arg0, arg1, _] = frame.slots;
     if state.device.apply(op.change, arg0, arg1) && state.device.device() != before {
         state.device_changed();
     }
@@ -301,25 +392,14 @@ fn stretch_at(state: &mut State, now: u64, min: u64) {
         return;
     }
     if let Some(record) = state.stretches.end(now, state.pid, state.tid) {
-        state.ring.push(&record);
-    }
-}
-
-#[inline(always)]
-fn argument(n: u8, registers: &[u64; 8], stack: *const u64) -> u64 {
-    let n = n as usize;
-    if n <= REGISTERS {
-        registers[(n - 1) & 7]
-    } else {
-        // SAFETY: the op table names only arguments that the call has; those beyond the registers are there.
-        unsafe { *stack.add(n - 1 - REGISTERS) }
+        state.ring.push(record);
     }
 }
 
 /// The value of `slot` at entry.
 #[inline(always)]
-fn before(slot: Slot, registers: &[u64; 8], stack: *const u64) -> u64 {
-    let p = |n: u8| argument(n, registers, stack);
+fn before(slot: Slot, frame: &Frame) -> u64 {
+    let p = |n: u8| frame.argument(n);
     match slot {
         Slot::Zero | Slot::Out(_) => 0,
         Slot::Const(c) => u64::from(c),
@@ -375,8 +455,9 @@ fn after(result: i32, pointer: u64) -> u64 {
 const NEXT: u64 = u64::MAX;
 
 #[cold]
-fn before_lookup(frame: &mut Frame, stub: usize, kind: Kind, real: usize) -> usize {
+fn before_lookup(frame: &mut Frame, stub: usize, real: usize) -> usize {
     frame.stub = stub as u64;
+    let kind = SYMBOLS[bind::symbol_of(stub)].kind;
     let name = match kind {
         Kind::GetProc => frame.registers[0],
         _ => frame.registers[1],
@@ -422,10 +503,7 @@ fn after_lookup(frame: &Frame, result: u64) -> u64 {
             }
             result
         }
-        _ if frame.registers[0] == NEXT => {
-            // SAFETY: the return address is the word before the stack arguments.
-            bind::next(name(1), unsafe { *frame.stack.sub(1) } as usize) as u64
-        }
+        _ if frame.registers[0] == NEXT => bind::next(name(1), frame.caller()) as u64,
         _ => bind::looked_up(name(1), result as usize) as u64,
     }
 }

@@ -47,6 +47,7 @@ pub(crate) unsafe fn remember_directory(environment: *const *const c_char) {
             at = at.add(1);
         }
     }
+    look_for_generation_at(&OFF);
 }
 
 /// A recorder has started this program, or one of its parents.
@@ -113,6 +114,22 @@ const USELESS: u32 = 3;
 
 static PAGE: AtomicPtr<Page> = AtomicPtr::new(core::ptr::null_mut());
 static CONTROL: AtomicPtr<Control> = AtomicPtr::new(core::ptr::null_mut());
+static OFF: AtomicU32 = AtomicU32::new(0);
+static UNKNOWN: AtomicU32 = AtomicU32::new(u32::MAX);
+/// Where the recording's generation stands: in the control page, once that is known.
+static GENERATION: AtomicPtr<AtomicU32> = AtomicPtr::new((&raw const UNKNOWN).cast_mut());
+
+/// The recording: 0 when nothing is to be recorded, which is known without looking further.
+#[inline(always)]
+pub(crate) fn generation() -> u32 {
+    // SAFETY: points to a static, or into the control page, which is never unmapped.
+    unsafe { &*GENERATION.load(Ordering::Relaxed) }.load(Ordering::Relaxed)
+}
+
+fn look_for_generation_at(place: &'static AtomicU32) {
+    GENERATION.store(core::ptr::from_ref(place).cast_mut(), Ordering::Relaxed);
+}
+
 static VDSO: AtomicUsize = AtomicUsize::new(0);
 
 /// A process that can be recorded.
@@ -136,10 +153,6 @@ impl Page {
 }
 
 impl Process {
-    pub(crate) fn generation(&self) -> u32 {
-        self.control.generation.load(Ordering::Acquire)
-    }
-
     pub(crate) fn pid(&self) -> u32 {
         self.page.token() as u32
     }
@@ -243,9 +256,12 @@ fn make_page() -> Option<*mut Page> {
 fn prepare(page: &Page) -> bool {
     if CONTROL.load(Ordering::Relaxed).is_null() {
         let Some(control) = map_control() else {
+            look_for_generation_at(&OFF);
             return false;
         };
         CONTROL.store(control, Ordering::Release);
+        // SAFETY: just mapped, and never unmapped.
+        look_for_generation_at(unsafe { &(*control).generation });
         VDSO.store(find_vdso_clock(), Ordering::Relaxed);
     }
     page.pid_namespace.store(
@@ -272,7 +288,6 @@ fn map_control() -> Option<*mut Control> {
     let c = unsafe { &*control };
     let understood = c.magic == control::MAGIC
         && Layout::new(c.capacity, c.op_slots).is_some()
-        && c.shift < 64
         && (c.clock == Clock::Counter as u32 || c.clock == Clock::BootNanos as u32);
     understood.then_some(control)
 }

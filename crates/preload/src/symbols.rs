@@ -19,12 +19,28 @@ pub(crate) struct Symbol {
     pub(crate) kind: Kind,
 }
 
-const _: () = assert!(OPS.len() < 256);
+const _: () = assert!(OPS.len() < LOOKUP as usize);
 
 include!(concat!(env!("OUT_DIR"), "/symbols.rs"));
 
 /// Number of names.
 pub(crate) const COUNT: usize = SYMBOLS.len();
+
+/// [`ROWS`] of a name that hands out pointers.
+pub(crate) const LOOKUP: u8 = u8::MAX;
+
+/// The row of the op table of every stub, exported ones too.
+pub(crate) static ROWS: [u8; COUNT * (COPIES + 1)] = {
+    let mut rows = [LOOKUP; COUNT * (COPIES + 1)];
+    let mut stub = 0;
+    while stub < rows.len() {
+        if let Kind::Op(row) = SYMBOLS[stub % COUNT].kind {
+            rows[stub] = row;
+        }
+        stub += 1;
+    }
+    rows
+};
 
 /// The number of the name, if it is interposed. Cost: about nine comparisons.
 pub(crate) fn find(name: &CStr) -> Option<usize> {

@@ -25,7 +25,6 @@ pub(crate) const MAX_DEPTH: usize = 16;
 /// A recorded thread.
 pub(crate) struct Thread {
     page: &'static Page,
-    control: &'static Control,
     /// The process that this was made in.
     token: u64,
     /// The recording that it takes part in; 0 when each call must look closer.
@@ -66,10 +65,10 @@ struct Clock {
     counter: bool,
     vdso: usize,
     mult: u64,
-    shift: u32,
 }
 
 impl Clock {
+    #[inline(always)]
     fn now(&self) -> u64 {
         if self.counter {
             arch::ticks()
@@ -85,19 +84,9 @@ impl State {
         self.clock.now()
     }
 
-    /// Now, and the CPU, `u32::MAX` when that is not known.
-    #[inline(always)]
-    pub(crate) fn now_and_cpu(&self) -> (u64, u32) {
-        if self.clock.counter {
-            arch::ticks_and_cpu()
-        } else {
-            (sys::boot_nanos(self.clock.vdso), u32::MAX)
-        }
-    }
-
     #[inline(always)]
     pub(crate) fn nanos(&self, ticks: u64) -> u64 {
-        ((u128::from(ticks) * u128::from(self.clock.mult)) >> self.clock.shift) as u64
+        ((u128::from(ticks) * u128::from(self.clock.mult)) >> control::SHIFT) as u64
     }
 
     /// Counts a call of the op in `row` on the current device.
@@ -144,19 +133,27 @@ impl Thread {
     /// The calling thread, if it is recorded now. Cost: four loads.
     #[inline(always)]
     pub(crate) fn current() -> Option<&'static Thread> {
+        let generation = process::generation();
+        if generation == 0 {
+            return None;
+        }
         let word = arch::thread_word();
         if word != 0 && word & 1 == 0 {
             // SAFETY: an even word is the address of this thread's slot, which is only reused when the thread is gone.
             let thread = unsafe { &*(word as *const Thread) };
-            if thread.page.token() == thread.token
-                && thread.control.generation.load(Ordering::Relaxed)
-                    == thread.generation.load(Ordering::Relaxed)
-                && thread.generation.load(Ordering::Relaxed) != 0
+            if thread.is_of_this_process()
+                && generation == thread.generation.load(Ordering::Relaxed)
             {
                 return Some(thread);
             }
         }
         find(word)
+    }
+
+    /// Whether the process has not been forked since this was made.
+    #[inline(always)]
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.page.token() == self.token
     }
 
     /// # Safety
@@ -186,7 +183,7 @@ fn find_unless_refused(word: usize) -> (usize, Option<&'static Thread>) {
     let Some(process) = process::ready(forget_parents_threads) else {
         return (word, None);
     };
-    let generation = process.generation();
+    let generation = process::generation();
     let refused = refusal(process.pid(), generation);
     if generation == 0 || word == refused {
         return (word, None);
@@ -261,7 +258,6 @@ fn make(process: Process, generation: u32) -> Option<&'static Thread> {
             // SAFETY: the slot is ours until it is live.
             let thread = unsafe { &mut *slot.thread.get() }.write(Thread {
                 page: process.page,
-                control: process.control,
                 token: process.page.token(),
                 generation: AtomicU32::new(if process.page.must_ask() {
                     0
@@ -358,7 +354,6 @@ fn make_state(process: Process, tid: u32) -> Result<State, Refused> {
         counter: process.counts_ticks(),
         vdso: process.vdso(),
         mult: control.mult,
-        shift: control.shift,
     };
     let owner = process.owner(tid, clock.now());
     // SAFETY: a fresh file of that size, mapped at the begin of a page; only this thread writes to it.

@@ -253,7 +253,7 @@ impl Record {
     }
 
     /// [`Record::encode`] as little-endian words.
-    #[inline]
+    #[inline(always)]
     pub const fn to_words(&self) -> [u64; RECORD_BYTES / 8] {
         const fn pair(low: u32, high: u32) -> u64 {
             low as u64 | (high as u64) << 32

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use warptrace_model::BootNanos;
 use warptrace_record::Record;
-use warptrace_record::ring::control::Clock;
+use warptrace_record::ring::control::{Clock, SHIFT};
 
 use crate::clock::boot_now;
 
@@ -57,15 +57,14 @@ impl TickClock {
         self.clock
     }
 
-    /// (mult, shift): ns of a duration = ticks × mult >> shift.
-    pub(super) fn scale(&self) -> (u64, u32) {
-        const SHIFT: u32 = 32;
+    /// Ns of a duration = ticks × this >> [`SHIFT`].
+    pub(super) fn scale(&self) -> u64 {
         match (self.clock, self.anchors.front(), self.anchors.back()) {
             (Clock::Counter, Some(a), Some(b)) if b.ticks > a.ticks => {
                 let mult = (u128::from(b.boot - a.boot) << SHIFT) / u128::from(b.ticks - a.ticks);
-                (mult as u64, SHIFT)
+                mult as u64
             }
-            _ => (1, 0),
+            _ => 1 << SHIFT,
         }
     }
 
@@ -249,11 +248,11 @@ mod tests {
     #[test]
     fn the_counter_of_this_machine_follows_the_boot_clock() {
         let mut c = TickClock::start(Some(Clock::Counter));
-        let (mult, shift) = c.scale();
+        let mult = c.scale();
         let begin = ticks();
         let before = boot_now().0;
         while boot_now().0 < before + 20_000_000 {}
-        let spent = ((u128::from(ticks() - begin) * u128::from(mult)) >> shift) as u64;
+        let spent = ((u128::from(ticks() - begin) * u128::from(mult)) >> SHIFT) as u64;
         assert!(spent.abs_diff(20_000_000) < 5_000_000, "{spent}");
         c.anchor();
         let (low, at, high) = (boot_now().0, c.convert(ticks()).0, boot_now().0);

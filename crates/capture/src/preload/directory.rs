@@ -74,7 +74,7 @@ impl Directory {
         let budget = options.budget.unwrap_or_else(|| {
             free_bytes(&path).map_or(DEFAULT_BUDGET, |free| DEFAULT_BUDGET.min(free / 4))
         });
-        let (mult, shift) = clock.scale();
+        let mult = clock.scale();
         let page = control_page(&[
             (offset_of!(Control, magic), &control::MAGIC.to_le_bytes()),
             (
@@ -86,7 +86,6 @@ impl Directory {
                 &options.capacity.to_le_bytes(),
             ),
             (offset_of!(Control, op_slots), &op_slots.to_le_bytes()),
-            (offset_of!(Control, shift), &shift.to_le_bytes()),
             (offset_of!(Control, mult), &mult.to_le_bytes()),
             (offset_of!(Control, budget), &budget.to_le_bytes()),
             (

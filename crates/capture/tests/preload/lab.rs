@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
@@ -220,7 +220,6 @@ pub(crate) struct Recording {
     pub(crate) batch: Batch,
     pub(crate) status: ExitStatus,
     pub(crate) stdout: String,
-    pub(crate) in_flight: Vec<Record>,
     pub(crate) rings_left: usize,
 }
 
@@ -280,20 +279,22 @@ pub(crate) fn record_with(
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let pid = child.id();
     let mut pipe = child.stdout.take().unwrap();
-    let (sender, ended) = channel::<()>();
-    let reader = std::thread::spawn(move || {
-        let mut text = String::new();
-        pipe.read_to_string(&mut text).unwrap();
-        drop(sender);
-        text
-    });
+    let (sender, ended) = sync_channel::<()>(1);
+    let reader = std::thread::Builder::new()
+        .name("reader".into())
+        .spawn(move || {
+            let mut text = String::new();
+            pipe.read_to_string(&mut text).unwrap();
+            drop(sender);
+            text
+        })
+        .unwrap();
     let mut batch = Batch::default();
     while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(Duration::from_millis(2)) {
         source.poll(&mut batch).unwrap();
         watch(&mut source, &batch, pid);
     }
     let status = child.wait().unwrap();
-    let in_flight = source.in_flight();
     source.stop();
     source.poll(&mut batch).unwrap();
     let rings_left = std::fs::read_dir(source.directory())
@@ -313,7 +314,6 @@ pub(crate) fn record_with(
         batch,
         status,
         stdout: reader.join().unwrap(),
-        in_flight,
         rings_left,
     }
 }

@@ -80,14 +80,6 @@ pub(crate) fn ticks() -> u64 {
     ticks
 }
 
-/// The virtual counter, after everything before it is done; the CPU is not known here.
-#[inline]
-pub(crate) fn ticks_and_cpu() -> (u64, u32) {
-    // SAFETY: a barrier.
-    unsafe { asm!("isb", options(nostack, preserves_flags)) };
-    (ticks(), u32::MAX)
-}
-
 // The thread's word: initial-exec, so that reading it is three loads and never allocates.
 global_asm!(
     ".pushsection .tbss, \"awT\", %nobits",

@@ -76,16 +76,6 @@ pub(crate) fn ticks() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// The time stamp counter, after everything before it is done, and the CPU that it was read on.
-#[inline]
-pub(crate) fn ticks_and_cpu() -> (u64, u32) {
-    let mut aux = 0;
-    // SAFETY: as `ticks`; the recorder chooses the counter only where the instruction exists.
-    let ticks = unsafe { core::arch::x86_64::__rdtscp(&mut aux) };
-    // Linux keeps node << 12 | CPU there.
-    (ticks, aux & 0xfff)
-}
-
 // The thread's word: initial-exec, so that reading it is two loads and never allocates.
 global_asm!(
     ".pushsection .tbss, \"awT\", @nobits",

@@ -31,6 +31,9 @@ pub enum Clock {
     Counter = 1,
 }
 
+/// See [`Control::mult`]. Fixed, so that shifting is one instruction.
+pub const SHIFT: u32 = 32;
+
 /// The page. Plain fields are written before the file has its final name; atomic ones change while jobs run.
 #[derive(Debug)]
 #[repr(C)]
@@ -42,8 +45,8 @@ pub struct Control {
     pub capacity: u32,
     /// Op counters in a ring.
     pub op_slots: u32,
-    /// Nanoseconds of a duration = `ticks × mult >> shift`, accurate to a few millionths; `shift` is below 64.
-    pub shift: u32,
+    _unused: u32,
+    /// Nanoseconds of a duration = ticks × `mult` >> [`SHIFT`], accurate to a few millionths.
     pub mult: u64,
     /// Bytes that all rings together may take.
     pub budget: u64,
