@@ -25,6 +25,9 @@ use warptrace_store::{DataDir, SessionMeta, SessionWriter};
 /// Events given to the store at once, as a recorder does.
 const BATCH: usize = 4096;
 
+/// Boot time at which the loop begins, ns.
+const START: u64 = 5_000_000_000_000;
+
 fn main() -> anyhow::Result<()> {
     let count = match std::env::args().nth(1) {
         Some(n) => n
@@ -111,7 +114,7 @@ impl Loop {
     fn new() -> Loop {
         Loop {
             random: 0x9e37_79b9_7f4a_7c15,
-            now: 5_000_000_000_000,
+            now: START,
             step: 0,
             at: 0,
         }
@@ -209,15 +212,14 @@ impl Loop {
 
 fn write_session(folder: &Path, count: usize) -> anyhow::Result<PathBuf> {
     let meta = SessionMeta::new(ClockAnchor {
-        boot: BootNanos(5_000_000_000_000),
+        boot: BootNanos(START),
         unix: UnixNanos(1_795_000_000_000_000_000),
     });
     let mut writer = SessionWriter::create(Arc::new(RealFs), &DataDir::at(folder), meta)?;
+    let begin = Instant::now();
     Loop::new().batches(count, |batch| {
         writer.events(batch);
-        if let Some(end) = batch.last().and_then(Event::end) {
-            writer.tick(end);
-        }
+        writer.tick(BootNanos(START).plus(begin.elapsed().as_nanos() as u64));
         Ok(())
     })?;
     ensure!(writer.losses().is_empty(), "the store dropped events");
