@@ -597,7 +597,9 @@ fn noise_before_a_hog_neither_stretches_its_window_nor_hides_it() {
            train 18.2ms +21.8ms cudaStreamSync stream=16
          end"
     );
-    let out = check(&trace, expect![[r#"
+    let out = check(
+        &trace,
+        expect![[r#"
         HIGH incident run_queue_wait: train in cudaStreamSync, 11280..23311 ms, units 449..749 slow 301 worst 450, usual 25 ms of 256, excess 4506 ms
           run_queue_wait 4506 ms, lost 4506 ms: hog (pid 4890) held cpu 1 for 4.51 s
           - hog held cpu 1 at 11312 ms for 15 ms
@@ -613,7 +615,8 @@ fn noise_before_a_hog_neither_stretches_its_window_nor_hides_it() {
           - hog held cpu 1 at 4064 ms for 6 ms
           - hog held cpu 1 at 5095 ms for 6 ms
           - hog held cpu 1 at 6126 ms for 6 ms
-    "#]]);
+    "#]],
+    );
     let severities: Vec<_> = out.findings.iter().map(|f| f.severity.name()).collect();
     assert_eq!(severities, ["HIGH", "LOW"]);
 }
