@@ -189,10 +189,19 @@ pub(crate) fn recommendation(f: &Finding, command: &str) -> String {
         .iter()
         .find(|b| b.cause == f.cause)
         .map_or("", |b: &Blame| b.detail.as_str());
-    let who = f
+    // Whom the evidence shows for the longest time in all.
+    let others = f
         .evidence
         .iter()
-        .find(|e| e.pid.is_some() && e.pid != Some(f.key.process.pid.0));
+        .filter(|e| e.pid.is_some() && e.pid != Some(f.key.process.pid.0));
+    let time_of = |pid: Option<u32>| -> u64 {
+        f.evidence
+            .iter()
+            .filter(|e| e.pid == pid)
+            .map(|e| e.dur)
+            .sum()
+    };
+    let who = others.max_by_key(|e| time_of(e.pid));
     let command = if command.is_empty() { "CMD" } else { command };
     match f.cause {
         Cause::RunQueueWait => match who.and_then(|e| e.pid) {

@@ -157,7 +157,7 @@ impl Scenario {
                 after(40),
                 Fault::Hog(Hog {
                     cpu,
-                    threads: 2,
+                    threads: 3,
                     busy_millis: part(45),
                     pause_millis: 0,
                     total_millis: part(45),

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use arrow::array::{Array as _, RecordBatch, UInt32Array, UInt64Array};
 use arrow::buffer::Buffer;
 use arrow::compute::{concat_batches, take_record_batch};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::{StreamDecoder, StreamReader};
 use arrow::ipc::writer::StreamWriter;
 use arrow::ipc::{MessageHeader, root_as_message};
