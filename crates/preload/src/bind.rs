@@ -141,32 +141,41 @@ static MEANINGS: [AtomicU64; 16384] = [const { AtomicU64::new(0) }; 16384];
 ///
 /// When several loaded objects define the name, the one is meant that the caller's object was linked to. Cost: two loads, and a search
 /// through all objects the first time that a page of code calls the name.
-#[inline]
 pub(crate) fn linked(stub: usize, caller: usize) -> usize {
-    let symbol = symbol_of(stub);
-    let known = real(stub);
-    if known != 0 {
-        return known;
+    match known_linked(stub, caller) {
+        0 => find_linked(stub, caller),
+        real => real,
     }
+}
+
+/// [`linked`] without the search: 0 when it must be made.
+#[inline(always)]
+pub(crate) fn known_linked(stub: usize, caller: usize) -> usize {
+    let symbol = symbol_of(stub);
     let page = caller as u64 >> 12;
-    let place = (page
-        .wrapping_mul(31)
-        .wrapping_add(symbol as u64)
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        >> 50) as usize;
-    for way in [place, place ^ 1] {
+    for way in places(page, symbol) {
         let word = MEANINGS[way].load(Ordering::Relaxed);
         let stub = (word as usize & 0xffff).wrapping_sub(1);
         if word >> 16 == page && symbol_of(stub) == symbol {
             return real(stub);
         }
     }
-    find_linked(stub, caller, page, place)
+    real(stub)
+}
+
+/// Where the meaning of a name may stand for code on a page.
+#[inline(always)]
+fn places(page: u64, symbol: usize) -> [usize; 2] {
+    let mixed = page.wrapping_mul(31).wrapping_add(symbol as u64);
+    let place = (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50) as usize;
+    [place, place ^ 1]
 }
 
 #[cold]
-fn find_linked(stub: usize, caller: usize, page: u64, place: usize) -> usize {
+fn find_linked(stub: usize, caller: usize) -> usize {
     let symbol = symbol_of(stub);
+    let page = caller as u64 >> 12;
+    let [first, second] = places(page, symbol);
     let meant = meant_by(SYMBOLS[symbol].name, caller);
     if meant == 0 {
         return 0;
@@ -176,8 +185,8 @@ fn find_linked(stub: usize, caller: usize, page: u64, place: usize) -> usize {
         REAL[stub].store(meant, Ordering::Relaxed);
     } else if let Some(stub) = bind(symbol, meant) {
         let stub = (stub - stubs().0) / 16;
-        let empty = MEANINGS[place].load(Ordering::Relaxed) == 0;
-        let way = if empty { place } else { place ^ 1 };
+        let empty = MEANINGS[first].load(Ordering::Relaxed) == 0;
+        let way = if empty { first } else { second };
         MEANINGS[way].store(page << 16 | (stub as u64 + 1), Ordering::Relaxed);
     }
     meant

@@ -4,11 +4,13 @@ use core::ffi::{CStr, c_char};
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use warptrace_record::op::{OPS, Slot, Source, Wait, nccl_dtype_bytes, pack_dims};
+use warptrace_record::ring::flight_op;
 use warptrace_record::{Kind as RecordKind, NESTED_MIN_NANOS, Record, flag};
 
-use crate::arch::REGISTERS;
+use crate::arch::{self, REGISTERS};
 use crate::bind;
 use crate::device::{CHANGES, Change};
+use crate::process;
 use crate::stretch;
 use crate::symbols::{self, FRAME_BYTES, Kind, LOOKUP, SYMBOLS, find};
 use crate::thread::{MAX_DEPTH, State, Thread};
@@ -21,14 +23,16 @@ pub(crate) struct Frame {
     registers: [u64; 8],
     /// 0: jump to the real function and forget the frame; else call it, then [`leave`].
     then: u64,
-    /// The thread that makes the call.
+    /// The thread that makes a call that is recorded.
     thread: *const Thread,
+    /// The op of such a call.
+    op: *const Row,
+    /// The stub of a lookup.
     stub: u64,
     /// Entry, ticks.
     ts: u64,
     /// arg0, arg1 and stream, as far as they are known at entry.
     slots: [u64; 3],
-    _unused: u64,
 }
 
 const _: () = assert!(size_of::<Frame>() == FRAME_BYTES);
@@ -71,77 +75,97 @@ impl Frame {
 }
 
 const JUMP: u64 = 0;
-const RECORD: u64 = 1;
-const REWRITE: u64 = 2;
+/// The call was entered by `enter_quickly`, and may be left so.
+const RECORD_QUICKLY: u64 = 1;
+const RECORD: u64 = 2;
+const REWRITE: u64 = 3;
 
-/// A slot that needs no decision: one word of the frame, masked, and a constant.
-#[derive(Clone, Copy)]
-struct Simple {
-    place: u8,
-    mask: u8,
-    constant: u8,
-}
-
-/// Nothing, everything, the low half.
-static MASKS: [u64; 3] = [0, u64::MAX, 0xffff_ffff];
-
-/// What the hot path needs of a row of the op table, in few bytes.
+/// What the hot path needs of a row of the op table, in one cache line.
+#[repr(align(64))]
 struct Row {
-    simple: [Simple; 3],
-    number: u16,
+    /// The slots that need no decision: a word of the frame, masked.
+    masks: [u64; 3],
+    places: [u8; 3],
+    row: u8,
+    /// As the ring shows a call in flight.
+    flight: u32,
     source: u8,
+    number: u16,
     waits: bool,
     /// A slot is not simple.
     looks: bool,
-    /// A slot is known at return only.
-    returns: bool,
+    /// The call can be recorded without calling anything: all slots are simple, or grid and block of a launch, and it changes no device.
+    quick: bool,
+    /// arg1 is grid and block, from argument 2 on.
+    launch: bool,
     change: Change,
     slots: [Slot; 3],
 }
 
+const _: () = assert!(size_of::<Row>() == 64);
+
 static ROWS: [Row; OPS.len()] = {
     let mut rows = [const {
         Row {
-            simple: [Simple {
-                place: 0,
-                mask: 0,
-                constant: 0,
-            }; 3],
-            number: 0,
+            masks: [0; 3],
+            places: [0; 3],
+            row: 0,
+            flight: 0,
             source: 0,
+            number: 0,
             waits: false,
             looks: false,
-            returns: false,
+            quick: false,
+            launch: false,
             change: Change::Nothing,
             slots: [Slot::Zero; 3],
         }
     }; OPS.len()];
     let mut i = 0;
     while i < OPS.len() {
-        let op = &OPS[i];
-        let row = &mut rows[i];
-        row.number = op.number;
-        row.source = op.source as u8;
-        row.waits = !matches!(op.wait, Wait::Never);
-        row.change = CHANGES[i];
-        row.slots = [op.arg0, op.arg1, op.stream];
-        let mut k = 0;
-        while k < 3 {
-            let simple = &mut row.simple[k];
-            match row.slots[k] {
-                Slot::Zero => {}
-                Slot::Const(c) => simple.constant = c,
-                Slot::P(n) => (simple.place, simple.mask) = (place_of(n), 1),
-                Slot::Int(n) => (simple.place, simple.mask) = (place_of(n), 2),
-                Slot::Out(_) => row.returns = true,
-                _ => row.looks = true,
-            }
-            k += 1;
-        }
+        rows[i] = row(i);
         i += 1;
     }
     rows
 };
+
+/// Where grid and block of a launch by the runtime begin.
+const LAUNCH_DIMS: u8 = 2;
+
+const fn row(i: usize) -> Row {
+    let op = &OPS[i];
+    let slots = [op.arg0, op.arg1, op.stream];
+    let (mut masks, mut places) = ([0; 3], [0; 3]);
+    let (mut looks, mut returns) = (false, false);
+    let mut k = 0;
+    while k < 3 {
+        match slots[k] {
+            Slot::Zero => {}
+            Slot::P(n) => (places[k], masks[k]) = (place_of(n), u64::MAX),
+            Slot::Int(n) => (places[k], masks[k]) = (place_of(n), 0xffff_ffff),
+            Slot::Out(_) => returns = true,
+            _ => looks = true,
+        }
+        k += 1;
+    }
+    let launch = matches!(slots[1], Slot::Dim3(LAUNCH_DIMS));
+    let waits = !matches!(op.wait, Wait::Never);
+    let changes = !matches!(CHANGES[i], Change::Nothing);
+    Row {
+        masks,
+        places,
+        row: i as u8,
+        flight: flight_op(op.source as u8, op.number),
+        source: op.source as u8,
+        number: op.number,
+        waits,
+        looks,
+        quick: !waits && !returns && !changes && (!looks || launch),
+        launch,
+        change: CHANGES[i],
+        slots,
+    }
+}
 
 core::arch::global_asm!(
     include_str!(concat!(env!("OUT_DIR"), "/stubs.s")),
@@ -178,7 +202,109 @@ mod exports {
 
 /// Before a call. Gives the real function.
 extern "C" fn enter(frame: &mut Frame, stub: u32) -> usize {
-    let stub = stub as usize;
+    match enter_quickly(frame, stub as usize) {
+        0 => enter_carefully(frame, stub as usize),
+        real => real,
+    }
+}
+
+/// After a call that `enter` wanted to see the end of. Gives what the caller is to get.
+extern "C" fn leave(frame: &mut Frame, result: u64) -> u64 {
+    if leave_quickly(frame, result as i32) {
+        result
+    } else {
+        leave_carefully(frame, result)
+    }
+}
+
+/// The usual case of `enter`, without a call, so that it needs few registers: the thread is known, the op never waits, times are read from the
+/// CPU's counter. 0: not the usual case, and nothing has changed.
+#[inline(always)]
+fn enter_quickly(frame: &mut Frame, stub: usize) -> usize {
+    // SAFETY: a stub's number is below the number of stubs.
+    let row = unsafe { *symbols::ROWS.get_unchecked(stub) };
+    if row == LOOKUP {
+        return 0;
+    }
+    let real = if bind::is_linked(stub) {
+        bind::known_linked(stub, frame.caller())
+    } else {
+        bind::real(stub)
+    };
+    let generation = process::generation();
+    if generation == 0 {
+        frame.then = JUMP;
+        return real;
+    }
+    // SAFETY: a row other than `LOOKUP` is one of the op table.
+    let op = unsafe { ROWS.get_unchecked(row as usize) };
+    if !op.quick || real == 0 {
+        return 0;
+    }
+    let Some(thread) = Thread::known(generation) else {
+        return 0;
+    };
+    let at = &raw const *frame as usize;
+    let Some(state) = take(thread, at) else {
+        return 0;
+    };
+    let level = state.depth;
+    let is_inside = level == 0 || level < MAX_DEPTH && state.frames[level - 1] > at;
+    if !is_inside || !state.counts_ticks() {
+        give_back(thread);
+        return 0;
+    }
+    fill(frame, op);
+    if op.launch {
+        frame.slots[1] = before(Slot::Dim3(LAUNCH_DIMS), frame);
+    }
+    open(thread, state, frame, op, RECORD_QUICKLY, arch::ticks);
+    give_back(thread);
+    real
+}
+
+/// The usual case of `leave`, without a call; `false`: not the usual case, and nothing has changed.
+#[inline(always)]
+fn leave_quickly(frame: &mut Frame, result: i32) -> bool {
+    if frame.then != RECORD_QUICKLY {
+        return false;
+    }
+    // SAFETY: `open` put them there, in this thread, which still runs; a forked child has a copy of it.
+    let (thread, op) = unsafe { (&*frame.thread, &*frame.op) };
+    if !thread.is_of_this_process() {
+        return false;
+    }
+    let at = &raw const *frame as usize;
+    let Some(state) = take(thread, at) else {
+        return false;
+    };
+    let level = state.depth.wrapping_sub(1);
+    if level >= MAX_DEPTH || state.frames[level] != at {
+        give_back(thread);
+        return false;
+    }
+    let ticks = arch::ticks().saturating_sub(frame.ts);
+    let nanos = state.nanos(ticks);
+    const { assert!(stretch::SLOW_NANOS <= NESTED_MIN_NANOS) };
+    let counter = state.counter(op.row);
+    if nanos >= stretch::SLOW_NANOS || level == 0 && counter.is_none() {
+        give_back(thread);
+        return false;
+    }
+    close(state, level);
+    if level == 0
+        && let Some(counter) = counter
+    {
+        push(state, frame, op, 0, ticks, result);
+        state.ring.count(counter, nanos);
+    }
+    give_back(thread);
+    true
+}
+
+#[cold]
+#[inline(never)]
+fn enter_carefully(frame: &mut Frame, stub: usize) -> usize {
     frame.then = JUMP;
     let real = if bind::is_linked(stub) {
         bind::linked(stub, frame.caller())
@@ -193,25 +319,21 @@ extern "C" fn enter(frame: &mut Frame, stub: u32) -> usize {
         return bind::unresolved as *const () as usize;
     }
     if let Some(thread) = Thread::current() {
-        begin(thread, frame, stub, row);
+        begin(thread, frame, &ROWS[row as usize]);
     }
     real
 }
 
-/// After a call that `enter` wanted to see the end of. Gives what the caller is to get.
-extern "C" fn leave(frame: &mut Frame, result: u64) -> u64 {
-    if frame.then != RECORD {
+#[cold]
+#[inline(never)]
+fn leave_carefully(frame: &mut Frame, result: u64) -> u64 {
+    if frame.then == REWRITE {
         return after_lookup(frame, result);
     }
-    // SAFETY: `begin` put it there, in this thread, which still runs; a forked child has a copy of it.
+    // SAFETY: as in `leave_quickly`.
     let thread = unsafe { &*frame.thread };
     if thread.is_of_this_process() {
-        end(
-            thread,
-            frame,
-            symbols::ROWS[frame.stub as usize],
-            result as i32,
-        );
+        end(thread, frame, result as i32);
     }
     result
 }
@@ -237,67 +359,108 @@ fn give_back(thread: &Thread) {
     thread.busy.store(0, Ordering::Relaxed);
 }
 
-#[inline(always)]
-fn begin(thread: &Thread, frame: &mut Frame, stub: usize, row: u8) {
+fn begin(thread: &Thread, frame: &mut Frame, op: &'static Row) {
     let at = &raw const *frame as usize;
     let Some(state) = take(thread, at) else {
+        thread.reentrant();
         return;
     };
-    let op = &ROWS[row as usize];
     // Calls at or below this frame were left without return.
     while state.depth > 0 && state.frames[state.depth - 1] <= at {
         abandon(state);
     }
-    let level = state.depth;
-    if level < MAX_DEPTH {
-        for k in 0..3 {
-            let simple = op.simple[k];
-            // SAFETY: the op table names only arguments that the call has; a constant looks at the first register.
-            let word = unsafe { frame.word(simple.place) };
-            frame.slots[k] = (word & MASKS[simple.mask as usize]) + u64::from(simple.constant);
-        }
-        if let Slot::Dim3(n) = op.slots[1] {
-            // Launches are the most frequent calls.
-            frame.slots[1] = before(Slot::Dim3(n), frame);
-        } else if op.looks {
+    if state.depth < MAX_DEPTH {
+        fill(frame, op);
+        if op.looks {
             look(frame, op);
         }
-        if level == 0 {
-            state.outermost = row;
-            if op.waits {
-                let now = state.now();
-                stretch_at(state, now, stretch::MIN_NANOS);
-            }
+        if state.depth == 0 && op.waits {
+            let now = state.now();
+            stretch_at(state, now, stretch::MIN_NANOS);
         }
-        state.frames[level] = at;
-        state.depth = level + 1;
-        frame.thread = thread;
-        frame.stub = stub as u64;
-        frame.then = RECORD;
-        let now = state.now();
-        frame.ts = now;
-        let [arg0, _, stream] = frame.slots;
-        state
-            .ring
-            .enter(level, now, op.source, op.number, arg0, stream);
+        let clock = state.clock();
+        open(thread, state, frame, op, RECORD, || clock.now());
     }
     give_back(thread);
 }
 
-/// Fills the slots that take more than one word.
-#[inline(never)]
+/// Fills the slots that are one word; the others become 0.
+#[inline(always)]
+fn fill(frame: &mut Frame, op: &Row) {
+    for k in 0..3 {
+        // SAFETY: the op table names only arguments that the call has; an empty slot looks at the first register.
+        let word = unsafe { frame.word(op.places[k]) };
+        frame.slots[k] = word & op.masks[k];
+    }
+}
+
+/// Fills the slots that are not one word.
 fn look(frame: &mut Frame, op: &Row) {
     for (k, slot) in op.slots.iter().enumerate() {
         let value = match *slot {
-            Slot::Zero | Slot::Const(_) | Slot::P(_) | Slot::Int(_) | Slot::Out(_) => continue,
+            Slot::Zero | Slot::P(_) | Slot::Int(_) | Slot::Out(_) => continue,
             slot => before(slot, frame),
         };
         frame.slots[k] = value;
     }
 }
 
+/// Enters the call in `frame`, whose slots are filled, at the level below the open ones.
 #[inline(always)]
-fn end(thread: &Thread, frame: &mut Frame, row: u8, result: i32) {
+fn open(
+    thread: &Thread,
+    state: &mut State,
+    frame: &mut Frame,
+    op: &'static Row,
+    then: u64,
+    now: impl FnOnce() -> u64,
+) {
+    let level = state.depth & (MAX_DEPTH - 1);
+    if level == 0 {
+        state.outermost = op.row;
+    }
+    state.frames[level] = &raw const *frame as usize;
+    state.depth = level + 1;
+    frame.thread = thread;
+    frame.op = op;
+    frame.then = then;
+    let now = now();
+    frame.ts = now;
+    let [arg0, _, stream] = frame.slots;
+    state.ring.enter(level, now, op.flight, arg0, stream);
+}
+
+/// The call at `level` is not open any more.
+#[inline(always)]
+fn close(state: &mut State, level: usize) {
+    state.depth = level;
+    state.ring.leave(level);
+}
+
+#[inline(always)]
+fn push(state: &mut State, frame: &Frame, op: &Row, flags: u16, ticks: u64, result: i32) {
+    let (device, pid, tid) = (state.device.device(), state.pid, state.tid);
+    state.ring.push(|| Record {
+        kind: RecordKind::Call as u8,
+        source: op.source,
+        op: op.number,
+        flags,
+        device,
+        ts: frame.ts,
+        dur: ticks,
+        pid,
+        tid,
+        ret: result,
+        stack_id: 0,
+        seq: 0,
+        cpu: CPU_UNKNOWN,
+        arg0: frame.slots[0],
+        arg1: frame.slots[1],
+        stream: frame.slots[2],
+    });
+}
+
+fn end(thread: &Thread, frame: &mut Frame, result: i32) {
     let at = &raw const *frame as usize;
     let Some(state) = take(thread, at) else {
         return;
@@ -307,47 +470,28 @@ fn end(thread: &Thread, frame: &mut Frame, row: u8, result: i32) {
         abandon(state);
     }
     if state.depth > 0 && state.frames[state.depth - 1] == at {
-        let op = &ROWS[row as usize];
+        // SAFETY: as in `leave_quickly`.
+        let op = unsafe { &*frame.op };
         let level = state.depth - 1;
-        state.depth = level;
-        state.ring.leave(level);
+        close(state, level);
         let ticks = now.saturating_sub(frame.ts);
         let nanos = state.nanos(ticks);
-        if op.returns {
-            for k in 0..3 {
-                if let Slot::Out(n) = op.slots[k] {
-                    frame.slots[k] = after(result, frame.argument(n));
-                }
+        for k in 0..3 {
+            if let Slot::Out(n) = op.slots[k] {
+                frame.slots[k] = after(result, frame.argument(n));
             }
         }
-        if level == 0 || nanos >= NESTED_MIN_NANOS {
-            let [arg0, arg1, stream] = frame.slots;
-            state.ring.push(Record {
-                kind: RecordKind::Call as u8,
-                source: op.source,
-                op: op.number,
-                flags: if level == 0 { 0 } else { nested_flags(state) },
-                device: state.device.device(),
-                ts: frame.ts,
-                dur: ticks,
-                pid: state.pid,
-                tid: state.tid,
-                ret: result,
-                stack_id: 0,
-                seq: 0,
-                cpu: CPU_UNKNOWN,
-                arg0,
-                arg1,
-                stream,
-            });
-            if level == 0 {
-                state.count(row, nanos);
-                if op.waits {
-                    stretch_at(state, now, stretch::MIN_NANOS);
-                } else if nanos >= stretch::SLOW_NANOS {
-                    stretch_at(state, now, stretch::SLOW_EVERY_NANOS);
-                }
+        if level == 0 {
+            push(state, frame, op, 0, ticks, result);
+            state.count(op.row, nanos);
+            if op.waits {
+                stretch_at(state, now, stretch::MIN_NANOS);
+            } else if nanos >= stretch::SLOW_NANOS {
+                stretch_at(state, now, stretch::SLOW_EVERY_NANOS);
             }
+        } else if nanos >= NESTED_MIN_NANOS {
+            let flags = nested_flags(state);
+            push(state, frame, op, flags, ticks, result);
         }
         if op.change != Change::Nothing && result == 0 {
             change_device(state, frame, op);
@@ -359,7 +503,6 @@ fn end(thread: &Thread, frame: &mut Frame, row: u8, result: i32) {
 /// Reading it with the time (`rdtscp`) takes 10 ns more, which nobody has had a use for.
 const CPU_UNKNOWN: u32 = u32::MAX;
 
-#[cold]
 fn nested_flags(state: &State) -> u16 {
     if ROWS[state.outermost as usize].source == Source::Nccl as u8 {
         flag::NESTED | flag::NESTED_IN_LIBRARY
@@ -368,7 +511,6 @@ fn nested_flags(state: &State) -> u16 {
     }
 }
 
-#[cold]
 fn change_device(state: &mut State, frame: &Frame, op: &Row) {
     let before = state.device.device();
     let [arg0, arg1, _] = frame.slots;
@@ -392,7 +534,7 @@ fn stretch_at(state: &mut State, now: u64, min: u64) {
         return;
     }
     if let Some(record) = state.stretches.end(now, state.pid, state.tid) {
-        state.ring.push(record);
+        state.ring.push(|| record);
     }
 }
 

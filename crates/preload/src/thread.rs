@@ -60,7 +60,7 @@ enum CounterState {
 
 /// How this thread takes times.
 #[derive(Clone, Copy)]
-struct Clock {
+pub(crate) struct Clock {
     /// The CPU's counter, or else CLOCK_BOOTTIME.
     counter: bool,
     vdso: usize,
@@ -68,8 +68,7 @@ struct Clock {
 }
 
 impl Clock {
-    #[inline(always)]
-    fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         if self.counter {
             arch::ticks()
         } else {
@@ -79,9 +78,12 @@ impl Clock {
 }
 
 impl State {
-    #[inline(always)]
     pub(crate) fn now(&self) -> u64 {
         self.clock.now()
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock
     }
 
     #[inline(always)]
@@ -90,12 +92,26 @@ impl State {
     }
 
     /// Counts a call of the op in `row` on the current device.
-    #[inline(always)]
     pub(crate) fn count(&mut self, row: u8, nanos: u64) {
         match self.counters[row as usize] {
             CounterState::Has(counter) => self.ring.count(counter, nanos),
             other => self.count_first(row, nanos, other),
         }
+    }
+
+    /// The counter that [`State::count`] would use, when it has been used before.
+    #[inline(always)]
+    pub(crate) fn counter(&self, row: u8) -> Option<Counter> {
+        match self.counters[row as usize] {
+            CounterState::Has(counter) => Some(counter),
+            _ => None,
+        }
+    }
+
+    /// Times are read without a call.
+    #[inline(always)]
+    pub(crate) fn counts_ticks(&self) -> bool {
+        self.clock.counter
     }
 
     #[cold]
@@ -130,30 +146,39 @@ impl State {
 }
 
 impl Thread {
-    /// The calling thread, if it is recorded now. Cost: four loads.
-    #[inline(always)]
+    /// The calling thread, if it is recorded now.
     pub(crate) fn current() -> Option<&'static Thread> {
         let generation = process::generation();
         if generation == 0 {
             return None;
         }
+        Thread::known(generation).or_else(|| find(arch::thread_word()))
+    }
+
+    /// The calling thread, if it is known to take part in the recording `generation`. Cost: five loads.
+    #[inline(always)]
+    pub(crate) fn known(generation: u32) -> Option<&'static Thread> {
         let word = arch::thread_word();
-        if word != 0 && word & 1 == 0 {
-            // SAFETY: an even word is the address of this thread's slot, which is only reused when the thread is gone.
-            let thread = unsafe { &*(word as *const Thread) };
-            if thread.is_of_this_process()
-                && generation == thread.generation.load(Ordering::Relaxed)
-            {
-                return Some(thread);
-            }
+        if word == 0 || word & 1 != 0 {
+            return None;
         }
-        find(word)
+        // SAFETY: an even word is the address of this thread's slot, which is only reused when the thread is gone.
+        let thread = unsafe { &*(word as *const Thread) };
+        let is_known =
+            thread.is_of_this_process() && generation == thread.generation.load(Ordering::Relaxed);
+        is_known.then_some(thread)
     }
 
     /// Whether the process has not been forked since this was made.
     #[inline(always)]
     pub(crate) fn is_of_this_process(&self) -> bool {
         self.page.token() == self.token
+    }
+
+    /// Counts a call that came while `busy` was set.
+    pub(crate) fn reentrant(&self) {
+        // SAFETY: reads where the ring is, which does not change; the counter is an atomic there that nobody else of this thread uses.
+        unsafe { (*self.state.get()).ring.reentrant() };
     }
 
     /// # Safety

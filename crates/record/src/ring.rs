@@ -131,7 +131,7 @@ pub struct Header {
 #[repr(C)]
 struct Flight {
     ts: AtomicU64,
-    /// source << 16 | number
+    /// [`flight_op`].
     op: AtomicU64,
     arg0: AtomicU64,
     stream: AtomicU64,
@@ -187,6 +187,11 @@ impl CountKey {
             device: word as u16,
         })
     }
+}
+
+/// Source and number of an op, as a ring shows a call in flight.
+pub const fn flight_op(source: u8, number: u16) -> u32 {
+    (source as u32) << 16 | number as u32
 }
 
 /// A counter of the producer that made it.
@@ -274,14 +279,15 @@ impl Producer {
         self.head
     }
 
-    /// Writes `record` over the oldest one; its `seq` becomes its number. Cost: about 7 ns, no branch.
+    /// Writes a record over the oldest one; its `seq` becomes its number. Cost: about 7 ns, no branch.
     #[inline(always)]
-    pub fn push(&mut self, record: Record) {
+    pub fn push(&mut self, record: impl FnOnce() -> Record) {
         let at = (self.head & self.mask) as usize;
         // SAFETY: `at` is below the capacity, so the place is inside the memory that `create`'s caller promised.
         let place = unsafe { self.records.add(at).as_ref() };
         fence(Ordering::Release);
-        // Word by word, so that none has to wait in a register for the others.
+        // Made after the fence, so that its words need not wait in registers.
+        let record = record();
         let seq = self.head as u32;
         for (to, word) in place.iter().zip(Record { seq, ..record }.to_words()) {
             to.store(word, Ordering::Relaxed);
@@ -337,15 +343,13 @@ impl Producer {
         add_one(&self.header().abandoned);
     }
 
-    /// Shows a call in flight at `level` (0 is the outermost). `ts` is in ticks.
+    /// Shows a call in flight at `level` (0 is the outermost). `ts` is in ticks, `op` made by [`flight_op`].
     #[inline(always)]
-    pub fn enter(&self, level: usize, ts: u64, source: u8, number: u16, arg0: u64, stream: u64) {
+    pub fn enter(&self, level: usize, ts: u64, op: u32, arg0: u64, stream: u64) {
         let header = self.header();
         if let Some(flight) = header.in_flight.get(level) {
             flight.ts.store(ts, Ordering::Relaxed);
-            flight
-                .op
-                .store((source as u64) << 16 | number as u64, Ordering::Relaxed);
+            flight.op.store(u64::from(op), Ordering::Relaxed);
             flight.arg0.store(arg0, Ordering::Relaxed);
             flight.stream.store(stream, Ordering::Relaxed);
         }

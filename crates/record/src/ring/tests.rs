@@ -102,11 +102,11 @@ fn records_come_back_in_order_and_once() {
     assert_eq!(&consumer.owner().comm[..8], b"trainer\0");
     assert_eq!(drained(&mut consumer), (Vec::new(), Drained::default()));
     for n in 0..5 {
-        producer.push(numbered(n));
+        producer.push(|| numbered(n));
     }
     assert_eq!(drained(&mut consumer).0, [0, 1, 2, 3, 4]);
     assert_eq!(drained(&mut consumer).0, [0u64; 0]);
-    producer.push(&numbered(5));
+    producer.push(|| numbered(5));
     assert_eq!(drained(&mut consumer).0, [5]);
 }
 
@@ -117,9 +117,9 @@ fn an_overrun_is_counted_to_the_record_for_every_distance() {
             let shared = Shared::new(Layout::new(64, 0).unwrap());
             let mut producer = shared.producer();
             let mut consumer = shared.consumer();
-            (0..read_first).for_each(|n| producer.push(numbered(n)));
+            (0..read_first).for_each(|n| producer.push(|| numbered(n)));
             let (first, before) = drained(&mut consumer);
-            (read_first..read_first + written).for_each(|n| producer.push(numbered(n)));
+            (read_first..read_first + written).for_each(|n| producer.push(|| numbered(n)));
             let (second, after) = drained(&mut consumer);
             let head = read_first + written;
             assert_eq!(
@@ -152,7 +152,7 @@ fn two_threads_at_full_speed_lose_records_only_by_count_and_never_see_a_torn_one
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for n in 0..TOTAL {
-                    producer.push(numbered(n));
+                    producer.push(|| numbered(n));
                 }
                 done.store(true, Ordering::Release);
             });
@@ -230,7 +230,7 @@ fn calls_in_flight_are_seen_to_four_levels_while_they_last() {
     assert_eq!(levels(), []);
     producer.set_device(2);
     for level in 0..6 {
-        producer.enter(level, 100 + level as u64, 1, 5, 9, 0);
+        producer.enter(level, 100 + level as u64, flight_op(1, 5), 9, 0);
     }
     let four: Vec<_> = (0..4).map(|l| (l, 100 + l as u64, 1, 5, 9, 2)).collect();
     assert_eq!(levels(), four);
@@ -263,7 +263,7 @@ fn no_header_however_damaged_makes_the_consumer_panic_or_read_without_end() {
     let layout = Layout::new(64, 1).unwrap();
     let shared = Shared::new(layout);
     let mut producer = shared.producer();
-    (0..10).for_each(|n| producer.push(numbered(n)));
+    (0..10).for_each(|n| producer.push(|| numbered(n)));
     let mut whole = Bytes(std::vec![0; layout.bytes()]);
     assert!((&shared).read_at(0, &mut whole.0));
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
