@@ -32,7 +32,6 @@ fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rustc-cdylib-link-arg=-nostartfiles");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libwarptrace_preload.so");
-    println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
 
     let arch = std::env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let out = std::env::var("OUT_DIR").unwrap_or_default();

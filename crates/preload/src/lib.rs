@@ -70,8 +70,8 @@ static INITIALISE: extern "C" fn(c_int, *const *const c_char, *const *const c_ch
 /// is the same in both.
 #[unsafe(no_mangle)]
 pub extern "C" fn la_version(offered: c_uint) -> c_uint {
-    // Never 0, though nobody may be recording: glibc up to 2.36 at least fails to unload an auditor that declines, and
-    // the process with it ("Inconsistency detected by ld.so: rtld.c: unload_audit_module").
+    // Never 0, though nobody may be recording: glibc then unloads the auditor, and ends the process if it cannot (2.36 with a library
+    // that was linked with `-z nodelete`). Declining each object costs less than that risk.
     offered.min(2)
 }
 
