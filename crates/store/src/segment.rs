@@ -331,34 +331,60 @@ impl StreamIndex {
     }
 }
 
-/// Puts batches, each in order of time, into one order of time, holding as few as their overlaps need.
+/// Puts batches, each in order of time, into one order of time, holding as few rows as their overlaps need.
 #[derive(Default)]
 struct Merge {
     pending: Option<RecordBatch>,
 }
 
 impl Merge {
-    /// Takes the next batch and gives the rows that no later one can come before. `floor`: the first begin in all later
-    /// batches, `None` when there are none.
+    /// Takes the next batch and gives the rows that no later one can come before, in order. `floor`: the first begin in all
+    /// later batches, `None` when there are none. Cost: rows are moved only where two batches overlap.
     fn push(
         &mut self,
         batch: RecordBatch,
         floor: Option<u64>,
-    ) -> Result<RecordBatch, SegmentError> {
-        let schema = batch.schema();
-        let all = match self.pending.take() {
-            Some(pending) => sort_by_time(concat_batches(&schema, [&pending, &batch])?)?,
-            None => sort_by_time(batch)?,
-        };
-        let ready = match floor {
-            Some(floor) => starts(&all).partition_point(|s| *s < floor),
-            None => all.num_rows(),
-        };
-        if ready < all.num_rows() {
-            self.pending = Some(all.slice(ready, all.num_rows() - ready));
+    ) -> Result<Vec<RecordBatch>, SegmentError> {
+        let batch = sort_by_time(batch)?;
+        let mut runs = Vec::with_capacity(2);
+        match self.pending.take() {
+            Some(pending) => {
+                let last = starts(&pending).last().copied().unwrap_or(0);
+                let overlap = starts(&batch).partition_point(|s| *s < last);
+                let (before, after) = split(&batch, overlap);
+                runs.push(sort_by_time(concat_batches(
+                    &batch.schema(),
+                    [&pending, &before],
+                )?)?);
+                runs.push(after);
+            }
+            None => runs.push(batch),
         }
-        Ok(all.slice(0, ready))
+        let Some(floor) = floor else { return Ok(runs) };
+        let mut ready = Vec::with_capacity(2);
+        let mut waiting = Vec::with_capacity(2);
+        for run in runs {
+            let (before, after) = split(&run, starts(&run).partition_point(|s| *s < floor));
+            ready.push(before);
+            waiting.push(after);
+        }
+        // All of the first run come before all of the second.
+        waiting.retain(|run| run.num_rows() > 0);
+        self.pending = match waiting.as_slice() {
+            [] => None,
+            [one] => Some(one.clone()),
+            several => Some(concat_batches(&several[0].schema(), several)?),
+        };
+        Ok(ready)
     }
+}
+
+/// The first `rows` rows, and the others.
+fn split(batch: &RecordBatch, rows: usize) -> (RecordBatch, RecordBatch) {
+    (
+        batch.slice(0, rows),
+        batch.slice(rows, batch.num_rows() - rows),
+    )
 }
 
 /// A file that Parquet is written to.
@@ -431,13 +457,15 @@ impl Seal {
         }
         let batch = self.index.read(&*self.file, self.next)?;
         self.next += 1;
-        let batch = match self.order {
+        let runs = match self.order {
             Order::Time => self
                 .merge
                 .push(batch, self.floors.get(self.next).copied())?,
-            Order::Arrival => batch,
+            Order::Arrival => vec![batch],
         };
-        self.out.write(&batch)?;
+        for run in runs.iter().filter(|run| run.num_rows() > 0) {
+            self.out.write(run)?;
+        }
         Ok(false)
     }
 
@@ -466,9 +494,12 @@ pub(crate) fn abandon(fs: &dyn Fs, table: &Path, number: u32) {
     let _ = fs.remove_file(&sealing_path(table, number));
 }
 
-/// Columns of integers whose values come again and again without order. All others are nearly sorted, nearly constant, or
-/// spread wide, and deltas take them at a third of a dictionary's time.
+/// Columns of integers whose values come again and again without order: a dictionary. All that are in neither list are
+/// nearly sorted or spread wide: deltas.
 const REPEATED: [&str; 4] = ["op", "stream", "arg0", "arg1"];
+
+/// Columns that hold one value for thousands of rows: compression alone takes them, at the least cost.
+const CONSTANT: [&str; 6] = ["kind", "source", "flags", "pid", "device", "ret"];
 
 fn properties(schema: &SchemaRef, order: Order) -> WriterProperties {
     let mut properties = WriterProperties::builder()
@@ -481,10 +512,15 @@ fn properties(schema: &SchemaRef, order: Order) -> WriterProperties {
         if !field.data_type().is_integer() {
             continue;
         }
-        if !(REPEATED.contains(&field.name().as_str())) {
+        let encoding = match field.name().as_str() {
+            name if REPEATED.contains(&name) => None,
+            name if CONSTANT.contains(&name) => Some(Encoding::PLAIN),
+            _ => Some(Encoding::DELTA_BINARY_PACKED),
+        };
+        if let Some(encoding) = encoding {
             properties = properties
                 .set_column_dictionary_enabled(column.clone(), false)
-                .set_column_encoding(column.clone(), Encoding::DELTA_BINARY_PACKED);
+                .set_column_encoding(column.clone(), encoding);
         }
         if field.name() == "boot_ns" {
             properties = properties.set_column_statistics_enabled(column, EnabledStatistics::Page);
