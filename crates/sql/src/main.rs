@@ -103,7 +103,7 @@ fn print(answer: &Answer, json: bool) -> io::Result<()> {
     out.flush()
 }
 
-/// A number and a unit; `units` are tried longest first.
+/// A whole number and the unit that it ends in; the first of `units` that fits counts.
 fn parse_with_unit(text: &str, units: &[(&str, u64)], example: &str) -> Result<u64, String> {
     let wrong = || format!("not a number with a unit, such as {example}");
     let (number, factor) = units
@@ -111,16 +111,31 @@ fn parse_with_unit(text: &str, units: &[(&str, u64)], example: &str) -> Result<u
         .find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, *factor)))
         .ok_or_else(wrong)?;
     let number: u64 = number.trim().parse().map_err(|_| wrong())?;
-    match number.checked_mul(factor) {
-        Some(0) => Err("must be more than 0".to_owned()),
-        Some(n) => Ok(n),
-        None => Err("too much".to_owned()),
-    }
+    number
+        .checked_mul(factor)
+        .ok_or_else(|| "too much".to_owned())
 }
 
+/// Numbers with units, one after the other: `1m30s`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
-    parse_with_unit(text, &units, "30s").map(Duration::from_millis)
+    const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+    let mut millis = 0u64;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let unit = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        let unit_len = unit
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(unit.len());
+        let (part, after) = rest.split_at(rest.len() - unit.len() + unit_len);
+        millis = parse_with_unit(part, &UNITS, "30s")?
+            .checked_add(millis)
+            .ok_or("too much")?;
+        rest = after;
+    }
+    match millis {
+        0 => Err("must be a number with a unit, such as 30s, and more than 0".to_owned()),
+        millis => Ok(Duration::from_millis(millis)),
+    }
 }
 
 fn parse_size(text: &str) -> Result<usize, String> {
@@ -134,6 +149,9 @@ fn parse_size(text: &str) -> Result<usize, String> {
         ("B", 1),
     ];
     let bytes = parse_with_unit(text, &units, "512MiB")?;
+    if bytes == 0 {
+        return Err("must be more than 0".to_owned());
+    }
     usize::try_from(bytes).map_err(|_| "too much".to_owned())
 }
 
@@ -145,9 +163,22 @@ mod tests {
     fn times_and_sizes_are_numbers_with_units() {
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(parse_duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("1s500ms"), Ok(Duration::from_millis(1_500)));
         assert_eq!(parse_size("1GiB"), Ok(1 << 30));
         assert_eq!(parse_size("2MB"), Ok(2_000_000));
-        for bad in ["", "5", "s", "-1s", "1.5s", "0s", "99999999999999999999s"] {
+        for bad in [
+            "",
+            "5",
+            "s",
+            "-1s",
+            "1.5s",
+            "0s",
+            "1s-",
+            "é",
+            "1é",
+            "99999999999999999999s",
+        ] {
             assert!(parse_duration(bad).is_err(), "{bad:?}");
         }
     }
