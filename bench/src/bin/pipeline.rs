@@ -319,7 +319,7 @@ impl Rank {
         }
         let mut written = 0;
         while let Some(record) = self.waiting.front().filter(|r| r.ts + r.dur <= until) {
-            ring.push(*record);
+            ring.push(|| *record);
             self.waiting.pop_front();
             written += 1;
         }
