@@ -81,10 +81,24 @@ fn write_all(base: &Path, name: &str) -> anyhow::Result<PathBuf> {
         .mode(0o700)
         .create(base)
         .with_context(|| format!("cannot make the folder {base:?}"))?;
-    let owner = std::fs::metadata(base)?.uid();
+    // Whoever could write there could put another library in the place of ours.
+    let about = std::fs::metadata(base)?;
     let own = nix::unistd::Uid::effective();
-    if owner != own.as_raw() && !own.is_root() {
-        bail!("{base:?} belongs to another user ({owner})");
+    if about.uid() != own.as_raw() && !own.is_root() {
+        bail!("{base:?} belongs to another user ({})", about.uid());
+    }
+    if about.mode() & 0o022 != 0 {
+        bail!(
+            "other users may write to {base:?}: chmod go-w it, or name another folder with --data"
+        );
+    }
+    let mount =
+        nix::sys::statvfs::statvfs(base).with_context(|| format!("cannot look at {base:?}"))?;
+    if mount
+        .flags()
+        .contains(nix::sys::statvfs::FsFlags::ST_NOEXEC)
+    {
+        bail!("nothing can be loaded from {base:?}: it is mounted noexec");
     }
     let folder = base.join(name);
     std::fs::create_dir_all(folder.join("simgpu"))
@@ -101,7 +115,7 @@ fn write_all(base: &Path, name: &str) -> anyhow::Result<PathBuf> {
         } else {
             folder.join("simgpu").join(guest.name)
         };
-        if std::fs::metadata(&path).is_ok_and(|m| m.len() == guest.bytes.len() as u64) {
+        if std::fs::read(&path).is_ok_and(|there| there == guest.bytes) {
             continue;
         }
         let partial = path.with_extension(format!("part-{}", std::process::id()));

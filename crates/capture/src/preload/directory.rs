@@ -271,84 +271,6 @@ pub(super) fn sweep(place: &Path) {
     }
 }
 
-/// Puts the preload library where a job can load it from, and says where: under `$XDG_RUNTIME_DIR`, `$XDG_CACHE_HOME`, `~/.cache` or the
-/// temporary directory, the first that can be written and executed from. It stays there: programs of the job may start at any time.
-///
-/// The same bytes are written once. Cost: reading the file that is there.
-///
-/// # Errors
-/// The last directory's error when none will do.
-pub fn install_library(bytes: &[u8]) -> io::Result<PathBuf> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let places = [
-        variable("XDG_RUNTIME_DIR"),
-        variable("XDG_CACHE_HOME"),
-        variable("HOME").map(|home| home.join(".cache")),
-        Some(std::env::temp_dir().join(format!("warptrace-{}", user()))),
-    ];
-    let mut last = io::ErrorKind::NotFound.into();
-    for place in places.into_iter().flatten().filter(|p| p.is_absolute()) {
-        match install_in(&place, bytes) {
-            Ok(path) => return Ok(path),
-            Err(e) => last = e,
-        }
-    }
-    Err(last)
-}
-
-fn install_in(place: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
-    let place = place.join("warptrace");
-    DirBuilder::new()
-        .mode(0o700)
-        .recursive(true)
-        .create(&place)?;
-    let metadata = std::fs::symlink_metadata(&place)?;
-    // Whoever could write there could put another library in our place.
-    if !metadata.is_dir() || metadata.uid() != user() || metadata.mode() & 0o022 != 0 {
-        return Err(io::ErrorKind::PermissionDenied.into());
-    }
-    // The dynamic linker takes colons and spaces for separators.
-    if place
-        .as_os_str()
-        .as_bytes()
-        .iter()
-        .any(|b| b": ;".contains(b))
-        || !may_execute(&place)
-    {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    // FNV-1a: tells versions apart; whoever can write here is ourselves.
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
-        (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)
-    });
-    let path = place.join(format!("libwarptrace_preload-{hash:016x}.so"));
-    if std::fs::read(&path).is_ok_and(|there| there == bytes) {
-        return Ok(path);
-    }
-    let new = place.join(format!(".new-{}-{hash:016x}", std::process::id()));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o755)
-        .open(&new)?;
-    file.write_all(bytes)?;
-    drop(file);
-    std::fs::rename(&new, &path)?;
-    Ok(path)
-}
-
-/// The file system of `path` is not mounted `noexec`.
-fn may_execute(path: &Path) -> bool {
-    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
-        return false;
-    };
-    // SAFETY: all fields are integers.
-    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: a string and a structure for the call's duration.
-    unsafe { libc::statvfs(path.as_ptr(), &mut stat) == 0 && stat.f_flag & libc::ST_NOEXEC == 0 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -413,26 +335,5 @@ mod tests {
         let clock = TickClock::start(Some(Clock::BootNanos));
         let error = Directory::create(&options, 96, &clock).unwrap_err();
         assert!(error.to_string().contains("1000 records"), "{error}");
-    }
-
-    #[test]
-    fn a_library_is_installed_once_and_repaired_when_it_was_changed() {
-        let place = tempfile::tempdir().unwrap();
-        let path = install_in(place.path(), b"one").unwrap();
-        assert_eq!(install_in(place.path(), b"one").unwrap(), path);
-        assert_ne!(install_in(place.path(), b"two").unwrap(), path);
-        std::fs::write(&path, "other").unwrap();
-        install_in(place.path(), b"one").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"one");
-    }
-
-    #[test]
-    fn a_library_is_not_put_where_others_may_write() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let place = tempfile::tempdir().unwrap();
-        let open = place.path().join("warptrace");
-        std::fs::create_dir(&open).unwrap();
-        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(install_in(place.path(), b"one").is_err());
     }
 }

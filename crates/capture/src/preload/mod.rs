@@ -35,13 +35,12 @@ use clock::TickClock;
 use directory::Directory;
 use identity::Identity;
 
-pub use directory::install_library;
 pub use support::{Mechanism, PreloadUnsupported, mechanism, preload_support};
 
 /// How the job is to be recorded.
 #[derive(Debug, Clone)]
 pub struct PreloadOptions {
-    /// The preload library, where the job can load it from: see [`install_library`].
+    /// The preload library, in a file that the job can load and nobody else can write.
     pub library: PathBuf,
     /// Where the directory of rings is made; a file system in memory.
     pub shared_memory: PathBuf,
