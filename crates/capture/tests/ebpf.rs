@@ -1117,9 +1117,10 @@ fn time_held_back_by_a_quota_is_told_from_competition() {
     );
     let group = or_return!(limits.map_err(|why| skip(&why)).ok());
     let mut target = Target::start(dir, &["spin"]);
-    group.add(target.pid());
     target.hear("ready");
     let mut capture = or_return!(Capture::of(&[target.pid()]));
+    // Only now: what its start was held back would be in the group's books and not in ours.
+    group.add(target.pid());
     target.go().hear("done");
     capture.until("mark at the end", |c| c.calls("cudaSetDevice").len() == 2);
     let throttled: u64 = capture
