@@ -66,7 +66,7 @@ tables! {
 }
 
 rows! {
-    /// A record's slots, as `warptrace_record` describes them for each kind.
+    /// A record's slots, as `warptrace_record` describes them for each kind; `flags` of process rows is [`FLAG_THREAD`] or 0.
     EventRow, EventColumns, EventReader {
         boot_ns: u64,
         dur_ns: u64,
@@ -331,6 +331,9 @@ pub struct StoredLoss {
     pub pid: Option<Pid>,
 }
 
+/// In `flags` of a process row: a thread began or ended, not its process. Readers need no other column to tell them apart.
+pub const FLAG_THREAD: u16 = 1;
+
 impl EventRow {
     fn at(kind: Kind, source: Source, start: BootNanos, dur: u64, thread: Thread) -> EventRow {
         EventRow {
@@ -413,6 +416,7 @@ impl EventRow {
             },
             ProcessEvent::ThreadBorn { at, parent, child } => EventRow {
                 op: op::FORK,
+                flags: FLAG_THREAD,
                 arg0: parent.pid.0.into(),
                 arg1: child.0.into(),
                 ..row(at, parent)
@@ -433,6 +437,7 @@ impl EventRow {
             },
             ProcessEvent::ThreadExit { at, thread } => EventRow {
                 op: op::EXIT,
+                flags: FLAG_THREAD,
                 ..row(at, thread)
             },
             ProcessEvent::OomKill { at, victim } => EventRow {
