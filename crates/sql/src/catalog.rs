@@ -198,9 +198,7 @@ fn view_of(table: &str, f: &Functions) -> Vec<Expr> {
             columns.extend([
                 f.layer(col("source")).alias("layer"),
                 f.kind(col("kind")).alias("kind"),
-                f.op(["kind", "source", "op", "pid", "tid", "arg0", "arg1"]
-                    .map(col)
-                    .to_vec())
+                f.op(["kind", "source", "op", "flags"].map(col).to_vec())
                     .alias("op"),
                 col("pid"),
                 col("tid"),

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, StringViewBuilder, TimestampNanosecondArray, UInt8Array, UInt16Array, UInt32Array,
-    UInt64Array, UInt64Builder,
+    ArrayRef, StringViewBuilder, TimestampNanosecondArray, UInt8Array, UInt16Array, UInt64Array,
+    UInt64Builder,
 };
 use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, TimeUnit};
@@ -16,7 +16,7 @@ use datafusion::logical_expr::{ColumnarValue, Expr, ScalarUDF, Volatility, creat
 use warptrace_model::record::op::{Bytes, OPS};
 use warptrace_model::record::{Kind, OpId, Source, process};
 use warptrace_model::{BootNanos, ClockAnchor, UnixNanos};
-use warptrace_store::{Session, SessionMeta, StoreError};
+use warptrace_store::{FLAG_THREAD, Session, SessionMeta, StoreError};
 
 /// UTC, as an offset: named zones need a database.
 pub(crate) const UTC: &str = "+00:00";
@@ -72,7 +72,7 @@ impl Functions {
             }),
             op: udf(
                 "op",
-                vec![UInt8, UInt8, UInt16, UInt32, UInt32, UInt64, UInt64],
+                vec![UInt8, UInt8, UInt16, UInt16],
                 Utf8View,
                 event_ops,
             ),
@@ -124,7 +124,7 @@ impl Functions {
         self.kind.call(vec![kind])
     }
 
-    /// The name of what happened, from `kind`, `source`, `op`, `pid`, `tid`, `arg0` and `arg1` of the table `events`.
+    /// The name of what happened, from `kind`, `source`, `op` and `flags` of the table `events`.
     pub(crate) fn op(&self, columns: Vec<Expr>) -> Expr {
         self.op.call(columns)
     }
@@ -285,10 +285,8 @@ fn call_name(source: u8, op: u16) -> usize {
 fn event_ops(a: &[ArrayRef]) -> Result<ArrayRef> {
     let (kinds, sources): (&UInt8Array, &UInt8Array) =
         (as_uint8_array(&a[0])?, as_uint8_array(&a[1])?);
-    let ops: &UInt16Array = as_uint16_array(&a[2])?;
-    let (pids, tids): (&UInt32Array, &UInt32Array) =
-        (as_uint32_array(&a[3])?, as_uint32_array(&a[4])?);
-    let (arg0, arg1) = (as_uint64_array(&a[5])?, as_uint64_array(&a[6])?);
+    let (ops, flags): (&UInt16Array, &UInt16Array) =
+        (as_uint16_array(&a[2])?, as_uint16_array(&a[3])?);
     let name = |i: usize| {
         let (kind, op) = (kinds.value(i), ops.value(i));
         if kind == Kind::Call as u8 || kind == Kind::InFlight as u8 {
@@ -302,10 +300,10 @@ fn event_ops(a: &[ArrayRef]) -> Result<ArrayRef> {
             12
         } else if kind == Kind::Process as u8 {
             match op {
-                process::FORK if arg0.value(i) == arg1.value(i) => 6,
+                process::FORK if flags.value(i) & FLAG_THREAD == 0 => 6,
                 process::FORK => 7,
                 process::EXEC => 8,
-                process::EXIT if pids.value(i) == tids.value(i) => 9,
+                process::EXIT if flags.value(i) & FLAG_THREAD == 0 => 9,
                 process::EXIT => 10,
                 process::OOM_KILL => 11,
                 _ => 0,

@@ -242,6 +242,53 @@ fn calls_are_counted_by_name() {
 }
 
 #[test]
+fn threads_and_processes_come_and_go_by_different_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path(), "s");
+    let (at, parent) = (BootNanos(START), Thread::new(100, 100));
+    let (pid, thread) = (Pid(100), Thread::new(100, 101));
+    let events = [
+        ProcessEvent::Born {
+            at,
+            parent,
+            child: Pid(200),
+        },
+        ProcessEvent::ThreadBorn {
+            at,
+            parent,
+            child: Tid(101),
+        },
+        ProcessEvent::Exec {
+            at,
+            pid,
+            start_ticks: 1,
+        },
+        ProcessEvent::Exit { at, pid, status: 0 },
+        ProcessEvent::ThreadExit { at, thread },
+        ProcessEvent::OomKill { at, victim: pid },
+    ];
+    writer.events(&events.map(Event::Process));
+    let path = writer.path().to_owned();
+    writer.seal().unwrap();
+    let answer = query(
+        &[open(&path)],
+        "SELECT layer, op FROM events ORDER BY op",
+        Limits::default(),
+    );
+    assert_eq!(
+        answer.unwrap().json()["rows"],
+        json!([
+            ["host", "oom_kill"],
+            ["host", "process_exec"],
+            ["host", "process_exit"],
+            ["host", "process_fork"],
+            ["host", "thread_exit"],
+            ["host", "thread_start"],
+        ])
+    );
+}
+
+#[test]
 fn other_views_have_names_too() {
     let recorded = Recorded::new();
     recorded.check(
