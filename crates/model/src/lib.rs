@@ -4,6 +4,7 @@
 //! these types, and nothing here is serialisable. A *record* is a backend's bytes ([`warptrace_record`]); an *event* is
 //! the same once typed; a *finding* is what a person sees.
 
+mod annotation;
 mod event;
 mod finding;
 mod ids;
@@ -11,6 +12,7 @@ mod stats;
 mod time;
 mod unit;
 
+pub use annotation::{Annotation, LabelError, Labels, Sender};
 pub use event::{
     BlockIo, Call, CallFlags, Event, FilePath, FileType, GpuSample, IoKind, Loss, LossReason,
     OffCpu, ProcessEvent, ProcessInfo, Reclaim, Retransmit, Slice, Stretch, SystemSample,

@@ -1,0 +1,1 @@
+//! Sends annotations to the agent's socket.

@@ -1,0 +1,1 @@
+//! Writes GPU memory telemetry to a folder of segments.

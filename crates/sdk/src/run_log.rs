@@ -1,0 +1,1 @@
+//! Writes the run log of an inference server.
