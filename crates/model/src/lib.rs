@@ -7,10 +7,13 @@
 mod annotation;
 mod event;
 mod finding;
+mod identity;
 mod ids;
+mod memory;
 mod stats;
 mod time;
 mod unit;
+mod value;
 
 pub use annotation::{Annotation, LabelError, Labels, Sender};
 pub use event::{
@@ -22,9 +25,15 @@ pub use finding::{
     Blame, Cause, Evidence, Finding, FindingId, FindingKind, Gap, GapCode, Place, Severity,
     UnitSpan,
 };
+pub use identity::{Identity, IdentityError};
 pub use ids::{Cpu, Device, Incarnation, Pid, Stream, Thread, Tid};
+pub use memory::{
+    Capabilities, LoadedSession, MemoryEvent, MemoryVersion, Metadata, SessionStatus,
+    SessionSummary, default_session,
+};
 pub use stats::{Histogram, OpCount, OpKey};
 pub use time::{BootNanos, ClockAnchor, UnixNanos, Window};
 pub use unit::{Category, Parts, Profile, StreamScope, Unit, UnitKey, UnitKind};
+pub use value::{Int, Object, Value, lone_surrogate, surrogate_half};
 
 pub use warptrace_record as record;
