@@ -10,4 +10,4 @@ pub mod memory;
 #[cfg(feature = "run-log")]
 pub mod run_log;
 
-mod json;
+pub mod json;
