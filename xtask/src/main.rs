@@ -2,6 +2,7 @@
 
 mod bpf;
 mod ci;
+mod conformance;
 #[cfg(test)]
 mod docs;
 mod ops;
@@ -15,6 +16,7 @@ usage: cargo xtask COMMAND
 
   ops [--check]   write bpf/ops.h from the op table, or compare
   bpf [--check]   build the BPF objects from bpf/, or rebuild and compare with those committed
+  conformance [DIR]  run the formats' vectors, ours or those in DIR, and say which did not pass
   tidy            hold the tree against ARCHITECTURE.md's table of crates
   ci              all that a change must pass: format, tidy, generated files, lints, tests";
 
@@ -26,6 +28,8 @@ fn main() -> ExitCode {
         ["ops", "--check"] => ops::check(&root()),
         ["bpf"] => ops::write(&root()).and_then(|()| bpf::build(&root())),
         ["bpf", "--check"] => ops::check(&root()).and_then(|()| bpf::check(&root())),
+        ["conformance"] => conformance::run(&root(), None),
+        ["conformance", folder] => conformance::run(&root(), Some(Path::new(folder))),
         ["tidy"] => tidy::check(&root()),
         ["ci"] => ci::run(&root()),
         _ => {
