@@ -10,6 +10,7 @@ mod finding;
 mod identity;
 mod ids;
 mod memory;
+pub mod number_text;
 mod stats;
 mod time;
 mod unit;
@@ -25,7 +26,7 @@ pub use finding::{
     Blame, Cause, Evidence, Finding, FindingId, FindingKind, Gap, GapCode, Place, Severity,
     UnitSpan,
 };
-pub use identity::{Identity, IdentityError};
+pub use identity::{Environment, Identity, IdentityError, StatedIdentity};
 pub use ids::{Cpu, Device, Incarnation, Pid, Stream, Thread, Tid};
 pub use memory::{
     Capabilities, LoadedSession, MemoryEvent, MemoryVersion, Metadata, SessionStatus,

@@ -46,7 +46,7 @@ pub struct MemoryEvent {
     /// Not negative.
     pub device_total_bytes: Option<Int>,
     /// A text for people; may be empty.
-    pub context: Option<Box<str>>,
+    pub context: Option<Arc<str>>,
     /// Shared by events that say the same.
     pub metadata: Arc<Metadata>,
 }
@@ -82,8 +82,10 @@ pub enum MemoryVersion {
 pub struct Metadata {
     /// All of it, `memory_capabilities` included.
     pub values: Object,
-    /// `memory_capabilities`, checked; inferred from the counters where a record older than v4 does not say it.
+    /// `memory_capabilities`, checked.
     pub capabilities: Capabilities,
+    /// The record did not say its capabilities: they were concluded from its counters.
+    pub inferred: bool,
 }
 
 /// What a collector can measure. A counter is null where its flag is false; null with a true flag is a partial sample.
