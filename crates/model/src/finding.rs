@@ -270,10 +270,12 @@ pub enum GapCode {
     Evicted,
     /// Disk waits could not be tied to requests.
     NoBlockIo,
+    /// What an imported trace does not say.
+    NotRecorded,
 }
 
 impl GapCode {
-    pub const ALL: [GapCode; 12] = [
+    pub const ALL: [GapCode; 13] = [
         GapCode::NoSchedulerRecords,
         GapCode::AttachedLate,
         GapCode::ProbeMissing,
@@ -286,6 +288,7 @@ impl GapCode {
         GapCode::TornSession,
         GapCode::Evicted,
         GapCode::NoBlockIo,
+        GapCode::NotRecorded,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -302,6 +305,7 @@ impl GapCode {
             GapCode::TornSession => "torn_session",
             GapCode::Evicted => "evicted",
             GapCode::NoBlockIo => "no_block_io",
+            GapCode::NotRecorded => "not_recorded",
         }
     }
 

@@ -78,6 +78,9 @@ impl Kind {
 /// `op` of an off-CPU record of a thread that was in no system call.
 pub const NO_SYSCALL: u16 = u16::MAX;
 
+/// `op` of an off-CPU record from a source that does not say whether the thread slept in a system call, nor in which.
+pub const UNKNOWN_SYSCALL: u16 = u16::MAX - 1;
+
 /// Flags of a call.
 pub mod flag {
     /// Made inside another traced call of the same thread; recorded only when slow (see [`super::NESTED_MIN_NANOS`]).
