@@ -75,33 +75,41 @@ impl Labels {
     ///
     /// # Errors
     /// The first thing wrong, in the order: none, too many, then pair by pair as [`Labels::insert`].
-    pub fn from_pairs(pairs: &[(&str, &str)]) -> Result<Labels, LabelError> {
+    pub fn from_pairs<K: AsRef<str>, V: AsRef<str>>(
+        pairs: &[(K, V)],
+    ) -> Result<Labels, LabelError> {
         if pairs.is_empty() {
             return Err(LabelError::None);
         }
-        if pairs.is_sorted_by(|a, b| a.0 < b.0) {
+        if pairs.is_sorted_by(|a, b| a.0.as_ref() < b.0.as_ref()) {
             return Labels::from_ascending(pairs);
         }
-        let mut sorted = pairs.to_vec();
         // The sort is stable, so of equal names the last one said stands first when the order is reversed.
-        sorted.reverse();
+        let mut sorted: Vec<(&str, &str)> = pairs
+            .iter()
+            .rev()
+            .map(|(k, v)| (k.as_ref(), v.as_ref()))
+            .collect();
         sorted.sort_by(|a, b| a.0.cmp(b.0));
         sorted.dedup_by(|later, earlier| later.0 == earlier.0);
         Labels::from_ascending(&sorted)
     }
 
-    fn from_ascending(pairs: &[(&str, &str)]) -> Result<Labels, LabelError> {
+    fn from_ascending<K: AsRef<str>, V: AsRef<str>>(
+        pairs: &[(K, V)],
+    ) -> Result<Labels, LabelError> {
         if pairs.len() > Labels::MAX {
             return Err(LabelError::TooMany);
         }
         let mut bytes = 0;
         for (key, value) in pairs {
+            let (key, value) = (key.as_ref(), value.as_ref());
             check(key, value)?;
             bytes += key.len() + value.len() + 2;
         }
         let mut text = String::with_capacity(bytes);
         for (key, value) in pairs {
-            push(&mut text, key, value);
+            push(&mut text, key.as_ref(), value.as_ref());
         }
         Ok(Labels {
             text: text.into_boxed_str(),
@@ -268,7 +276,7 @@ mod tests {
 
     #[test]
     fn pairs_are_refused_for_their_number_first() {
-        assert_eq!(Labels::from_pairs(&[]), Err(LabelError::None));
+        assert_eq!(Labels::from_pairs::<&str, &str>(&[]), Err(LabelError::None));
         let names: Vec<String> = (0..33).map(|i| format!("{i:02} ")).collect();
         let pairs: Vec<_> = names.iter().map(|n| (n.as_str(), "v")).collect();
         assert_eq!(Labels::from_pairs(&pairs), Err(LabelError::TooMany));
