@@ -112,6 +112,7 @@ fn unit(number: u64) -> Unit {
             class: 3,
         },
         lead: Tid(4711),
+        name: None,
         number,
         start: BootNanos(START + number * EVENTS_A_UNIT * 100_000),
         dur: parts.total(),

@@ -129,10 +129,10 @@ impl Start {
             cause: Cause::ColdStart,
             second: None,
             key: self.key,
-            op: Some(self.first.op),
+            op: self.first.op,
             tid: self.first.lead.tid,
             comm: world.name(self.first.lead).to_owned(),
-            place: Some(place(self.first.op)),
+            place: self.first.op.map(place),
             window: self.window,
             units: UnitSpan {
                 first: self.first.number,

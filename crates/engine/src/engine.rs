@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use warptrace_model::record::{Class, OpId, Wait};
 use warptrace_model::{
-    BootNanos, Call, Category, Event, Finding, Gap, GapCode, Loss, LossReason, ProcessEvent,
-    Profile, Stream, StreamScope, Unit, UnitKind,
+    Annotation, BootNanos, Call, Category, Event, Finding, Gap, GapCode, Loss, LossReason,
+    ProcessEvent, Profile, Stream, StreamScope, Unit, UnitKind,
 };
 
 use crate::judge::Judge;
@@ -18,8 +18,9 @@ use crate::partition::Partition;
 use crate::rules::{self, Retransmits};
 use crate::stats::{OpStats, Stats};
 use crate::thresholds::Rules;
+use crate::units::named::Waited;
 use crate::units::{self, Closed, Key, LeftOut, LoneCall, Measured, scope, work::work_class};
-use crate::world::{CallSpan, GraphExec, InCall, Lead, World};
+use crate::world::{CallSpan, GraphExec, InCall, Lead, ProcessIx, World};
 
 /// What is new since the last drain.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -152,6 +153,11 @@ impl Engine {
         self.run_due(end.0);
         while let Some((_, c)) = self.closed.pop_front() {
             self.measure(&c);
+        }
+        let unended = |p: &mut crate::world::Process| p.named.unended();
+        let processes = self.world.processes.values_mut();
+        for _ in 0..processes.map(unended).filter(|u| *u).count() {
+            self.step_without_end();
         }
         while let Some((_, m)) = self.measured.pop_first() {
             self.judge_unit(m);
@@ -423,6 +429,9 @@ impl Engine {
                 }
                 if let ProcessEvent::Exit { pid, .. } = *e {
                     self.stats.forget(pid);
+                    if self.world.process_mut(pid).named.unended() {
+                        self.step_without_end();
+                    }
                 }
                 self.world.lived(e);
             }
@@ -435,6 +444,7 @@ impl Engine {
             Event::Counts(c) => self.stats.counts(c),
             Event::System(_) => {}
             Event::Gpu(g) => self.world.sample((**g).clone()),
+            Event::Annotation(a) => self.annotation(at, a),
             Event::Lost(l) => {
                 let what = format!("{}: {}", l.source, l.reason.name());
                 *self.gaps.entry((GapCode::RecordsLost, what)).or_default() += l.count;
@@ -578,6 +588,70 @@ impl Engine {
         }
     }
 
+    /// The job said something of itself: a unit that it names may be over by that.
+    fn annotation(&mut self, at: u64, a: &Annotation) {
+        let whose: Vec<ProcessIx> = match a.scope {
+            Some(scope) => {
+                let ix = self.world.process_ix(scope.pid);
+                let known = self.world.processes.get(&ix);
+                let known = known.map_or(0, |p| p.incarnation().start_ticks);
+                let same = known == scope.start_ticks || known == 0 || scope.start_ticks == 0;
+                same.then_some(ix).into_iter().collect()
+            }
+            // What everybody does, those do who use the device.
+            None => {
+                let all = self.world.processes.iter();
+                let mut users: Vec<ProcessIx> = all
+                    .filter(|(_, p)| p.has_calls && p.ended.is_none())
+                    .map(|(ix, _)| *ix)
+                    .collect();
+                users.sort_unstable();
+                users
+            }
+        };
+        for ix in whose {
+            let Some(p) = self.world.processes.get_mut(&ix) else {
+                continue;
+            };
+            p.seen = p.seen.max(at);
+            match p.named.hear(a) {
+                Ok(Some(ended)) => {
+                    let covered = p.named.covered(ended.window);
+                    let key = Key {
+                        process: ix,
+                        device: covered.device,
+                        stream: StreamScope::Many,
+                        kind: UnitKind::Named,
+                        class: ended.class,
+                    };
+                    let closed = Closed {
+                        key,
+                        lead: units::named::lead(p.pid, &covered),
+                        window: ended.window,
+                        set: covered.set,
+                        op: covered.op,
+                        call: None,
+                        name: Some(ended.name),
+                        provisional: p.work.outstanding > 0,
+                    };
+                    let due = at.saturating_add(self.rules.settle_nanos);
+                    self.closed.push_back((due, closed));
+                }
+                Ok(None) => {}
+                Err(_) => self.gap(
+                    GapCode::UnitsLeftOut,
+                    "spans that began before what is kept",
+                    1,
+                ),
+            }
+        }
+    }
+
+    fn step_without_end(&mut self) {
+        let what = "the last step of a process: nothing says when it ended";
+        self.gap(GapCode::UnitsLeftOut, what, 1);
+    }
+
     /// Ends the unit of a thread whose draining wait came back.
     fn wait(&mut self, c: &Call) {
         let op = c.op.get();
@@ -612,6 +686,13 @@ impl Engine {
                 StreamScope::Many => (StreamScope::Many, process.work.device_done(c.device)),
             },
         };
+        process.named.waited(Waited {
+            end: end.0,
+            tid: c.thread.tid,
+            op: c.op,
+            device: c.device,
+            set,
+        });
         let idle = process.work.outstanding == 0;
         for a in &mut process.activity {
             if (idle || (a.device == c.device && stream == StreamScope::Many))
@@ -652,8 +733,10 @@ impl Engine {
                 lead: c.thread,
                 window: crate::world::window(since, end.0),
                 set,
-                op: c.op,
+                op: Some(c.op),
                 call: None,
+                name: None,
+                provisional: false,
             },
         ));
     }
@@ -686,12 +769,14 @@ impl Engine {
                 lead: c.thread,
                 window: c.window(),
                 set: units::work::WorkSet::default(),
-                op: c.op,
+                op: Some(c.op),
                 call: Some(LoneCall {
                     median,
                     count,
                     category,
                 }),
+                name: None,
+                provisional: false,
             },
         ));
     }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use warptrace_model::{
-    Category, Cause, Finding, FindingId, Parts, Profile, Unit, UnitKey, UnitKind,
+    Category, Cause, Finding, FindingId, NamedBy, Parts, Profile, Unit, UnitKey, UnitKind,
 };
 
 use crate::baseline::{Baseline, Usual};
-use crate::blame::{Charges, blame};
+use crate::blame::{Charges, UnitBlame, blame, spread};
 use crate::capped::QuickMap;
 use crate::cold_start::{self, ColdStart, Start};
 use crate::incidents::Incident;
@@ -27,11 +27,26 @@ struct KeyState {
     /// Units that were not slow.
     ordinary: u64,
     open: Vec<Incident>,
+    unsettled: Unsettled,
     /// Small incidents that are over, of one cause each.
     small: Vec<Incident>,
     totals: Totals,
     seen: u64,
 }
+
+/// Slow units that ended with work outstanding. The next draining wait settles them: what the units up to it are shorter than
+/// usual was only moved, not lost.
+#[derive(Default)]
+struct Unsettled {
+    units: Vec<(Measured, Usual, UnitBlame)>,
+    /// Units since the first of them.
+    seen: usize,
+    /// By how much those of them that were short were short, ns.
+    returned: u64,
+}
+
+/// A job that never waits for its device settles nothing: its units stand as they are after so many.
+const SETTLED_BY: usize = 8;
 
 /// Baselines, incidents and profiles of all keys.
 pub(crate) struct Judge {
@@ -66,6 +81,7 @@ impl Judge {
             {
                 self.evicted += 1;
                 let told = &mut self.told;
+                gone.settle(rules);
                 gone.close(world, rules, told, |_| true);
             }
             self.keys.insert(
@@ -78,6 +94,7 @@ impl Judge {
                     slow_since: 0,
                     ordinary: 0,
                     open: Vec::new(),
+                    unsettled: Unsettled::default(),
                     small: Vec::new(),
                     totals: Totals::default(),
                     seen: 0,
@@ -166,6 +183,22 @@ impl Judge {
             self.judge_call(world, rules, &m, own);
             return;
         }
+        let inferred = m.key.kind == UnitKind::WaitInterval;
+        let process = world.processes.get(&m.key.process);
+        if inferred && process.is_some_and(|p| p.named.has_steps_in(m.window)) {
+            // The job's own steps are judged, not what lies in them.
+            self.units.push(unit(world, &m, false));
+            return;
+        }
+        // The first that a process names holds its start.
+        let first = m.key.kind == UnitKind::Named
+            && !self.keys.contains_key(&m.key)
+            && process.is_some_and(|p| p.from_start);
+        if first {
+            self.state(m.key, own, world, rules).seen = m.window.end.0;
+            self.units.push(unit(world, &m, false));
+            return;
+        }
         let end = m.window.end.0;
         let rare_key = Key {
             class: UnitKey::OTHER,
@@ -175,6 +208,7 @@ impl Judge {
         // A class with few units is young, or rare among many others: only those are judged together.
         let young = !class.ready();
         let rare = young
+            && inferred
             && m.number >= rules.baseline.rare_after
             && (class.units() as u64).saturating_mul(rules.baseline.rare_one_in) < m.number;
         let (key, public) = if rare {
@@ -199,13 +233,27 @@ impl Judge {
         };
         self.units.push(unit(world, &m, slow));
         let s = self.state(key, public, world, rules);
+        if is_request(&m) {
+            // They share the device and the thread that serves them: one cause would be told once for each.
+            s.totals.add(&m, slow);
+            if !slow && !m.incomplete {
+                s.baseline.learn(&m, &rules.baseline);
+            }
+            return;
+        }
         if slow {
             let usual = s.baseline.usual();
-            let charges = charges(world, m.key);
-            let b = blame(&m, &usual, &charges);
-            let cause = b.cause();
-            s.slow(&m, &usual, cause, |i, m, u| i.add(m, u, &b, &rules.finding));
+            let b = blame(&m, &usual, &charges(world, m.key));
+            s.unsettled.units.push((m.clone(), usual, b));
         } else {
+            let short = s.baseline.usual().total.saturating_sub(m.dur());
+            s.unsettled.returned += short;
+        }
+        s.unsettled.seen += 1;
+        if !m.provisional || s.unsettled.seen >= SETTLED_BY || s.unsettled.units.is_empty() {
+            s.settle(rules);
+        }
+        if !slow {
             s.ordinary += 1;
             if !m.incomplete {
                 s.baseline.learn(&m, &rules.baseline);
@@ -280,6 +328,11 @@ impl Judge {
                 .processes
                 .get(&key.process)
                 .map_or(0, |p| p.unit_nanos);
+            let shared =
+                s.public.kind == UnitKind::Named && s.public.class >= UnitKey::class_of_requests(0);
+            if shared {
+                continue;
+            }
             for f in s.totals.steady(s.public, all, world, rules) {
                 self.told.insert(f.id, f);
             }
@@ -298,6 +351,7 @@ impl Judge {
     pub(crate) fn finish(&mut self, world: &World, rules: &Rules) {
         let told = &mut self.told;
         for s in self.keys.values_mut() {
+            s.settle(rules);
             s.close(world, rules, told, |_| true);
         }
     }
@@ -357,6 +411,26 @@ impl Judge {
 }
 
 impl KeyState {
+    /// Takes the slow units that wait for it into incidents, net of what came back.
+    fn settle(&mut self, rules: &Rules) {
+        let Unsettled {
+            units,
+            mut returned,
+            ..
+        } = std::mem::take(&mut self.unsettled);
+        for (m, usual, mut b) in units {
+            let excess: u64 = b.exposed.iter().sum();
+            let back = excess.min(returned);
+            returned -= back;
+            spread(&mut b.exposed, back);
+            if back < excess {
+                self.slow(&m, &usual, b.cause(), |i, m, u| {
+                    i.add(m, u, &b, &rules.finding);
+                });
+            }
+        }
+    }
+
     /// Adds a slow unit to the incident of its cause, or begins one.
     fn slow(
         &mut self,
@@ -470,6 +544,12 @@ impl KeyState {
     }
 }
 
+/// A request that is served, by its name.
+fn is_request(m: &Measured) -> bool {
+    let name = m.name.as_ref();
+    name.is_some_and(|n| n.label == NamedBy::Request)
+}
+
 fn charges(world: &World, key: Key) -> Charges {
     let p = world.processes.get(&key.process);
     Charges {
@@ -497,6 +577,7 @@ pub(crate) fn public_key(world: &World, key: Key) -> UnitKey {
 fn unit(world: &World, m: &Measured, slow: bool) -> Unit {
     Unit {
         key: public_key(world, m.key),
+        name: m.name.clone(),
         lead: m.lead.tid,
         number: m.number,
         start: m.window.start,

@@ -10,7 +10,7 @@
 //! merge window, live or replayed. Memory is bounded by [`Rules::caps`], and what is given up is counted.
 //!
 //! What it deliberately does not know: where events come from, how findings are worded and shown, how they are stored.
-//! Not judged here yet: ranks of a collective, and units that the job names itself.
+//! Not judged here yet: ranks of a collective.
 //!
 //! What is not known is not invented. A thread with switch records is known whole. One with stretches only (recorded from
 //! inside the process) has amounts without moments and without names. One with neither has its calls: the rest of its time

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use warptrace_model::{BootNanos, Event, LossReason, ProcessEvent, Thread};
+use warptrace_model::{Annotation, BootNanos, Event, LossReason, ProcessEvent, Thread};
 
-/// No machine is up for nine years; sums of times up to here stay within 64 bits.
-const LAST_NANOS: u64 = 1 << 58;
+/// No machine is up for 73 years, and recordings whose clock is Unix time, read from files, are earlier than 2043; sums of
+/// times up to here stay within 64 bits.
+const LAST_NANOS: u64 = 1 << 61;
 
 /// Events wait in slots of 2^24 ns (17 ms), so that taking those whose time has come does not touch the others: at one
 /// `advance` every 10 ms an event that waits a second would be looked at a hundred times.
@@ -132,7 +133,23 @@ fn rank(e: &Event) -> (u8, Thread, u64, u64, u64) {
         Event::Retransmit(r) => (11, none, 1, u64::from(r.port), u64::from(r.peer_port)),
         Event::Gpu(g) => (11, none, 2, u64::from(g.device), 0),
         Event::System(s) => (11, none, 3, s.memory_available, 0),
+        Event::Annotation(a) => {
+            let whose = a.scope.map_or(none, |s| Thread::new(s.pid.0, 0));
+            let span = a.span.map_or(0, |s| s.start.0);
+            (11, whose, 4, span, what(a))
+        }
     }
+}
+
+/// A number made of an annotation's labels (FNV-1a), the same in every process.
+fn what(a: &Annotation) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for (k, v) in a.labels.iter() {
+        for b in k.bytes().chain([0]).chain(v.bytes()).chain([0]) {
+            hash = (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+    hash
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ struct Calm {
     first: u64,
     last: u64,
     lead: Thread,
-    op: OpId,
+    op: Option<OpId>,
     clock: Option<(u32, u32)>,
 }
 
@@ -137,10 +137,10 @@ impl Totals {
                 cause,
                 second: None,
                 key,
-                op: Some(calm.op),
+                op: calm.op,
                 tid: calm.lead.tid,
                 comm: world.name(calm.lead).to_owned(),
-                place: Some(place(calm.op)),
+                place: calm.op.map(place),
                 window: calm.window,
                 units: UnitSpan {
                     first: calm.first,

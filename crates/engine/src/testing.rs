@@ -20,6 +20,7 @@
 //! gpu0    1s         sample clock=900 max=1980 throttle=4 busy=train:0.5,other:0.4
 //! train   3s         exec | exit | oom-kill
 //! net     1s         retransmit
+//! train   1s         label step=41           an annotation; with +length a span; `all` for every process
 //! lost    1s +5ms    train 12           records of a process (or `all`) are missing
 //! train   0s +6s     in-flight cudaStreamSync
 //! file train 7 data/shard.tar           a path of a descriptor
@@ -31,9 +32,10 @@ use std::fmt::Write as _;
 
 use warptrace_model::record::OpId;
 use warptrace_model::{
-    BlockIo, BootNanos, Call, CallFlags, Cause, Cpu, Device, Event, FilePath, FileType, Finding,
-    GpuSample, Incarnation, IoKind, Loss, LossReason, OffCpu, Pid, ProcessEvent, ProcessInfo,
-    Reclaim, Retransmit, Slice, Stream, Stretch, Thread, ThreadName, Tid, Wake, Waker, Window,
+    Annotation, BlockIo, BootNanos, Call, CallFlags, Cause, Cpu, Device, Event, FilePath, FileType,
+    Finding, GpuSample, Incarnation, IoKind, Labels, Loss, LossReason, OffCpu, Pid, ProcessEvent,
+    ProcessInfo, Reclaim, Retransmit, Slice, Stream, Stretch, Thread, ThreadName, Tid, Wake, Waker,
+    Window,
 };
 
 use crate::{Engine, Output, Rules};
@@ -345,6 +347,28 @@ impl Parser {
                     Some(self.thread(what)?.pid)
                 },
             }));
+        }
+        if what == "label" {
+            let mut labels = Labels::default();
+            for (key, value) in &w.named {
+                labels
+                    .insert(key, value)
+                    .map_err(|e| format!("label {key}: {}", e.name()))?;
+            }
+            let scope = match who {
+                "all" => None,
+                who => Some(Incarnation {
+                    pid: self.thread(who)?.pid,
+                    start_ticks: 0,
+                }),
+            };
+            return Ok(Event::Annotation(Box::new(Annotation {
+                at: start.plus(dur),
+                span: (dur > 0).then(|| Window::at(start, dur)),
+                scope,
+                labels,
+                sender: None,
+            })));
         }
         let thread = self.thread(who)?;
         Ok(match what {

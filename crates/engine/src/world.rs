@@ -13,6 +13,7 @@ use warptrace_model::{
 use crate::capped::{Capped, QuickMap};
 use crate::cold_start::ColdStart;
 use crate::thresholds::{Caps, Rules};
+use crate::units::named::Named;
 use crate::units::work::Work;
 
 /// A process in its one life; never used again.
@@ -144,6 +145,7 @@ pub(crate) struct Process {
     pub(crate) graphs: Capped<u64, u64>,
     pub(crate) execs: Capped<u64, GraphExec>,
     pub(crate) cold: ColdStart,
+    pub(crate) named: Named,
     /// Ordinary time of all its units, ns.
     pub(crate) unit_nanos: u64,
 }
@@ -170,6 +172,7 @@ impl Process {
             graphs: Capped::new(caps.graphs_per_process),
             execs: Capped::new(caps.graphs_per_process),
             cold: ColdStart::default(),
+            named: Named::default(),
             unit_nanos: 0,
         }
     }
@@ -569,10 +572,14 @@ impl World {
     /// Drops what no unit that is open at `now` can need. `open`: where the oldest unit not yet taken apart begins.
     pub(crate) fn prune(&mut self, now: u64, open: u64, reach: u64) {
         // A unit needs nothing from before its begin; one that goes on for very long, of other threads only the end.
-        let since = |t: &Timeline| match (&t.lead, self.processes.get(&t.process)) {
-            (Some(lead), _) => lead.since,
-            (None, Some(p)) if p.starts() => t.first_call.unwrap_or(u64::MAX),
-            _ => u64::MAX,
+        let since = |t: &Timeline| {
+            let p = self.processes.get(&t.process);
+            let inferred = match (&t.lead, p) {
+                (Some(lead), _) => lead.since,
+                (None, Some(p)) if p.starts() => t.first_call.unwrap_or(u64::MAX),
+                _ => u64::MAX,
+            };
+            inferred.min(p.map_or(u64::MAX, |p| p.named.needs_from(now)))
         };
         let oldest = self.threads.values().map(since).min().unwrap_or(u64::MAX);
         let before = oldest.min(open).clamp(now.saturating_sub(reach), now);
@@ -594,6 +601,7 @@ impl World {
             self.losses.pop_front();
         }
         for p in self.processes.values_mut() {
+            p.named.prune(before, now);
             for a in &mut p.activity {
                 while a.spans.front().is_some_and(|w| w.end.0 <= before) {
                     a.spans.pop_front();

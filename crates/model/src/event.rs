@@ -3,7 +3,9 @@
 use warptrace_record as record;
 use warptrace_record::{Kind, OpId, Record, Source};
 
-use crate::{BootNanos, Cpu, Device, Incarnation, OpCount, Pid, Stream, Thread, Tid, Window};
+use crate::{
+    Annotation, BootNanos, Cpu, Device, Incarnation, OpCount, Pid, Stream, Thread, Tid, Window,
+};
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +26,7 @@ pub enum Event {
     Counts(Box<OpCount>),
     System(Box<SystemSample>),
     Gpu(Box<GpuSample>),
+    Annotation(Box<Annotation>),
     Lost(Loss),
 }
 
@@ -610,6 +613,7 @@ impl Event {
             },
             Event::System(e) => e.at,
             Event::Gpu(e) => e.at,
+            Event::Annotation(e) => e.at,
             Event::Lost(e) => e.window?.end,
             Event::Counts(e) => e.window.end,
             Event::ThreadName(_) | Event::ProcessInfo(_) | Event::FilePath(_) => return None,

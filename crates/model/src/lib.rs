@@ -34,7 +34,7 @@ pub use memory::{
 };
 pub use stats::{Histogram, OpCount, OpKey};
 pub use time::{BootNanos, ClockAnchor, UnixNanos, Window};
-pub use unit::{Category, Parts, Profile, StreamScope, Unit, UnitKey, UnitKind};
+pub use unit::{Category, NamedBy, Parts, Profile, StreamScope, Unit, UnitKey, UnitKind, UnitName};
 pub use value::{Int, Object, Value, lone_surrogate, surrogate_half};
 
 pub use warptrace_record as record;

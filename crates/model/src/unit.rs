@@ -150,22 +150,34 @@ pub struct UnitKey {
     pub device: Option<Device>,
     pub stream: StreamScope,
     pub kind: UnitKind,
-    /// Work class: launches and graph nodes of the work set on a scale of ratio 1.25; [`UnitKey::OTHER`] for rare ones.
+    /// Work class: launches and graph nodes of the work set on a scale of ratio 1.25; [`UnitKey::OTHER`] for rare ones. Of
+    /// named units: [`UnitKey::CLASS_OF_STEPS`] or [`UnitKey::class_of_requests`].
     pub class: u16,
 }
 
 impl UnitKey {
     /// The class of units whose own class is too rare to have a baseline.
     pub const OTHER: u16 = u16::MAX;
+
+    /// Steps are compared with all steps.
+    pub const CLASS_OF_STEPS: u16 = 0;
+
+    /// Requests are compared with those of about as many tokens: `size` is their class on the scale of ratio 1.25, below
+    /// 1000.
+    pub const fn class_of_requests(size: u16) -> u16 {
+        1_000 + size
+    }
 }
 
 /// One finished unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
     pub key: UnitKey,
+    /// What the job calls it, when it has named it.
+    pub name: Option<UnitName>,
     /// The thread that waited.
     pub lead: Tid,
-    /// Counts the units of (process, device, stream, kind), from 0.
+    /// Counts the units of (process, device, stream, kind), from 0; of a named one whose value is a number, that number.
     pub number: u64,
     pub start: BootNanos,
     pub dur: u64,
@@ -177,6 +189,38 @@ pub struct Unit {
     pub slow: bool,
     /// Records were lost in it, or came too late.
     pub incomplete: bool,
+}
+
+/// The label that made a unit: `step` = `41`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UnitName {
+    pub label: NamedBy,
+    pub value: Box<str>,
+}
+
+/// The labels that name units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum NamedBy {
+    /// A step of training. As an instant it lasts until the process names another one.
+    Step,
+    /// A request that is served: a span. Requests overlap, and share what the device does.
+    Request,
+}
+
+impl NamedBy {
+    pub const ALL: [NamedBy; 2] = [NamedBy::Step, NamedBy::Request];
+
+    /// The label's key.
+    pub const fn label(self) -> &'static str {
+        match self {
+            NamedBy::Step => "step",
+            NamedBy::Request => "request_id",
+        }
+    }
+
+    pub fn by_label(label: &str) -> Option<NamedBy> {
+        NamedBy::ALL.into_iter().find(|n| n.label() == label)
+    }
 }
 
 impl Unit {

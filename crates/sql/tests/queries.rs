@@ -121,6 +121,7 @@ fn fill(writer: &mut SessionWriter) {
             class: 1,
         },
         lead: Tid(101),
+        name: None,
         number: 0,
         start: BootNanos(START),
         dur: 70,

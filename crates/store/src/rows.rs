@@ -6,11 +6,12 @@
 use arrow::array::ArrayRef;
 use arrow::datatypes::{Field, Fields};
 use warptrace_model::{
-    Blame, BlockIo, BootNanos, Call, Category, Cause, Cpu, Device, Event, Evidence, FilePath,
-    FileType, Finding, FindingId, FindingKind, Gap, GapCode, GpuSample, Incarnation, IoKind, Loss,
-    OffCpu, OpCount, OpKey, Parts, Pid, Place, ProcessEvent, ProcessInfo, Reclaim, Retransmit,
-    Severity, Slice, Stream, StreamScope, Stretch, SystemSample, Thread, ThreadName, Tid, Unit,
-    UnitKey, UnitKind, UnitSpan, Wake, Waker, Window,
+    Annotation, Blame, BlockIo, BootNanos, Call, Category, Cause, Cpu, Device, Event, Evidence,
+    FilePath, FileType, Finding, FindingId, FindingKind, Gap, GapCode, GpuSample, Incarnation,
+    IoKind, Labels, Loss, NamedBy, OffCpu, OpCount, OpKey, Parts, Pid, Place, ProcessEvent,
+    ProcessInfo, Reclaim, Retransmit, Sender, Severity, Slice, Stream, StreamScope, Stretch,
+    SystemSample, Thread, ThreadName, Tid, Unit, UnitKey, UnitKind, UnitName, UnitSpan, Wake,
+    Waker, Window,
 };
 use warptrace_record::{self as record, Kind, OpId, Record, Source};
 
@@ -54,6 +55,7 @@ tables! {
     EventRow "events" Time;
     OffCpuRow "offcpu" Time;
     UnitRow "units" Time;
+    AnnotationRow "annotations" Time;
     OpsRow "ops" Time;
     SystemRow "system" Time;
     FindingRow "findings" Arrival;
@@ -119,6 +121,9 @@ rows! {
         stream: Option<u64>,
         kind: String,
         class: u16,
+        /// Which label named it, and with what value; null for an inferred one.
+        label: Option<String>,
+        value: Option<String>,
         number: u64,
         launches: u64,
         slow: bool,
@@ -137,6 +142,25 @@ rows! {
         launch_gap_ns: u64,
         device_wait_ns: u64,
         unexplained_ns: u64,
+    }
+
+    /// `boot_ns`: when it was said. The interval is null of an instant, the process of what holds for all, the sender of what
+    /// was read from a file.
+    AnnotationRow, AnnotationColumns, AnnotationReader {
+        boot_ns: u64,
+        pid: Option<u32>,
+        start_ticks: Option<u64>,
+        span_start_ns: Option<u64>,
+        span_dur_ns: Option<u64>,
+        labels: Vec<LabelRow>,
+        sender_uid: Option<u32>,
+        sender_gid: Option<u32>,
+        sender_pid: Option<u32>,
+    }
+
+    LabelRow, LabelColumns, LabelReader {
+        key: String,
+        value: String,
     }
 
     OpsRow, OpsColumns, OpsReader {
@@ -641,6 +665,8 @@ impl From<&Unit> for UnitRow {
             stream: stream_of(u.key.stream),
             kind: u.key.kind.name().to_owned(),
             class: u.key.class,
+            label: u.name.as_ref().map(|n| n.label.label().to_owned()),
+            value: u.name.as_ref().map(|n| n.value.to_string()),
             number: u.number,
             launches: u.launches,
             slow: u.slow,
@@ -666,6 +692,11 @@ impl From<&Unit> for UnitRow {
 impl UnitRow {
     pub(crate) fn unit(self) -> Option<Unit> {
         let mut parts = Parts::default();
+        let label = self.label.as_deref().and_then(NamedBy::by_label);
+        let name = label.zip(self.value).map(|(label, value)| UnitName {
+            label,
+            value: value.into(),
+        });
         for (category, ns) in [
             (Category::RunQueueWait, self.run_queue_wait_ns),
             (Category::CpuQuota, self.cpu_quota_ns),
@@ -695,6 +726,7 @@ impl UnitRow {
                 kind: UnitKind::by_name(&self.kind)?,
                 class: self.class,
             },
+            name,
             lead: Tid(self.tid),
             number: self.number,
             start: BootNanos(self.boot_ns),
@@ -703,6 +735,53 @@ impl UnitRow {
             launches: self.launches,
             slow: self.slow,
             incomplete: self.incomplete,
+        })
+    }
+}
+
+impl From<&Annotation> for AnnotationRow {
+    fn from(a: &Annotation) -> AnnotationRow {
+        AnnotationRow {
+            boot_ns: a.at.0,
+            pid: a.scope.map(|s| s.pid.0),
+            start_ticks: a.scope.map(|s| s.start_ticks),
+            span_start_ns: a.span.map(|s| s.start.0),
+            span_dur_ns: a.span.map(|s| s.nanos()),
+            labels: a
+                .labels
+                .iter()
+                .map(|(key, value)| LabelRow {
+                    key: key.to_owned(),
+                    value: value.to_owned(),
+                })
+                .collect(),
+            sender_uid: a.sender.map(|s| s.uid),
+            sender_gid: a.sender.map(|s| s.gid),
+            sender_pid: a.sender.map(|s| s.pid),
+        }
+    }
+}
+
+impl AnnotationRow {
+    pub(crate) fn annotation(self) -> Option<Annotation> {
+        let mut labels = Labels::default();
+        for l in &self.labels {
+            labels.insert(&l.key, &l.value).ok()?;
+        }
+        let window = |(start, dur)| Window::at(BootNanos(start), dur);
+        Some(Annotation {
+            at: BootNanos(self.boot_ns),
+            span: self.span_start_ns.zip(self.span_dur_ns).map(window),
+            scope: self.pid.map(|pid| Incarnation {
+                pid: Pid(pid),
+                start_ticks: self.start_ticks.unwrap_or(0),
+            }),
+            labels,
+            sender: self.sender_uid.map(|uid| Sender {
+                uid,
+                gid: self.sender_gid.unwrap_or(0),
+                pid: self.sender_pid.unwrap_or(0),
+            }),
         })
     }
 }

@@ -12,16 +12,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::RecordBatch;
 use warptrace_model::{
-    BootNanos, ClockAnchor, Event, Finding, Gap, GapCode, Histogram, Loss, LossReason, OpKey,
-    ProcessInfo, ThreadName, Unit, Window,
+    Annotation, BootNanos, ClockAnchor, Event, Finding, Gap, GapCode, Histogram, Loss, LossReason,
+    OpKey, ProcessInfo, ThreadName, Unit, Window,
 };
 
 use crate::error::{SegmentError, StoreError};
 use crate::fs::{Fs, ReadAt, Share};
 use crate::meta::{self, SessionMeta};
 use crate::rows::{
-    DropRow, EventRow, FileRow, FindingRow, GapRow, OffCpuRow, OpsRow, Order, ProcessRow, Stack,
-    StackRow, StoredLoss, SystemRow, Table, ThreadRow, UnitRow,
+    AnnotationRow, DropRow, EventRow, FileRow, FindingRow, GapRow, OffCpuRow, OpsRow, Order,
+    ProcessRow, Stack, StackRow, StoredLoss, SystemRow, Table, ThreadRow, UnitRow,
 };
 use crate::segment::{self, Extent, FileKind, Sealed, StreamIndex};
 use crate::table::union;
@@ -206,6 +206,16 @@ impl Session {
         Ok(stats.into_values().collect())
     }
 
+    /// What the job said of itself, by when it said it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn annotations(&self) -> Result<Vec<Annotation>, StoreError> {
+        let mut annotations = self.rows(None, AnnotationRow::annotation)?;
+        annotations.sort_by_key(|a: &Annotation| a.at);
+        Ok(annotations)
+    }
+
     /// What is known of each process, by its last word.
     ///
     /// # Errors
@@ -339,6 +349,8 @@ impl Session {
         self.chunks::<EventRow>(window, EventRow::event, &mut chunks)?;
         self.chunks::<OffCpuRow>(window, OffCpuRow::event, &mut chunks)?;
         self.chunks::<SystemRow>(window, |r| Some(r.event()), &mut chunks)?;
+        let said = |r: AnnotationRow| Some(Event::Annotation(Box::new(r.annotation()?)));
+        self.chunks::<AnnotationRow>(window, said, &mut chunks)?;
         let counted = |r: OpsRow| Some(Event::Counts(Box::new(r.count()?)));
         self.chunks::<OpsRow>(window, counted, &mut chunks)?;
         // The one that begins first is taken from the end.

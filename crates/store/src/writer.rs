@@ -20,8 +20,8 @@ use crate::error::StoreError;
 use crate::fs::{Create, Fs, Lock, Share};
 use crate::meta::{self, SessionMeta};
 use crate::rows::{
-    DropRow, EventRow, FileRow, FindingRow, Frame, GapRow, OffCpuRow, OpsRow, ProcessRow, Stack,
-    StackRow, SystemRow, Table, ThreadRow, UnitRow,
+    AnnotationRow, DropRow, EventRow, FileRow, FindingRow, Frame, GapRow, OffCpuRow, OpsRow,
+    ProcessRow, Stack, StackRow, SystemRow, Table, ThreadRow, UnitRow,
 };
 use crate::table::{Dropped, Kept, Shared, TableWriter, dir_mode, union};
 
@@ -97,6 +97,7 @@ struct Tables {
     events: TableWriter<EventRow>,
     offcpu: TableWriter<OffCpuRow>,
     units: TableWriter<UnitRow>,
+    annotations: TableWriter<AnnotationRow>,
     ops: TableWriter<OpsRow>,
     system: TableWriter<SystemRow>,
     findings: TableWriter<FindingRow>,
@@ -115,6 +116,7 @@ macro_rules! for_each_table {
             events,
             offcpu,
             units,
+            annotations,
             ops,
             system,
             findings,
@@ -125,7 +127,7 @@ macro_rules! for_each_table {
             drops,
             gaps,
         } = &mut $tables;
-        for_each_table!(@ $table, $body, findings drops gaps units ops processes threads files stacks system offcpu events);
+        for_each_table!(@ $table, $body, findings drops gaps units annotations ops processes threads files stacks system offcpu events);
     }};
     (@ $table:ident, $body:expr, $($name:ident)*) => { $({ let $table = $name; $body; })* };
 }
@@ -188,6 +190,7 @@ impl SessionWriter {
                 events: TableWriter::new(&path),
                 offcpu: TableWriter::new(&path),
                 units: TableWriter::new(&path),
+                annotations: TableWriter::new(&path),
                 ops: TableWriter::new(&path),
                 system: TableWriter::new(&path),
                 findings: TableWriter::new(&path),
@@ -308,6 +311,10 @@ impl SessionWriter {
             Event::Gpu(e) => {
                 let window = Some(Window::at(e.at, 0));
                 self.push(|t| &mut t.system, SystemRow::gpu(e), window);
+            }
+            Event::Annotation(e) => {
+                let window = Some(Window::at(e.at, 0));
+                self.push(|t| &mut t.annotations, AnnotationRow::from(&**e), window);
             }
             Event::Lost(loss) if loss.source == STORE => {}
             Event::Lost(loss) => self.lost(loss),

@@ -489,6 +489,7 @@ fn write_fixture(fs: &Arc<dyn Fs>, dir: &Path) {
     let unit = Unit {
         key,
         lead: Tid(101),
+        name: None,
         number: 0,
         start: at(0),
         dur: 900,

@@ -1,6 +1,7 @@
 //! The engine by traces as text.
 
 mod facts;
+mod named;
 mod properties;
 mod scenarios;
 mod units;

@@ -4,10 +4,13 @@
 //! records that straddle its end have come, it is *measured*: its time is taken apart, and what its process, its device and
 //! other processes did meanwhile is put beside it. Judging it is [`crate::judge`]'s part.
 
+pub(crate) mod named;
 pub(crate) mod work;
 
 use warptrace_model::record::{OpId, Wait};
-use warptrace_model::{Category, Device, Parts, Pid, StreamScope, Thread, Tid, UnitKind, Window};
+use warptrace_model::{
+    Category, Device, Parts, Pid, StreamScope, Thread, Tid, UnitKind, UnitName, Window,
+};
 
 use crate::partition::{self, About, Chain, Hint, Partition, Piece, add_hint};
 use crate::thresholds::Rules;
@@ -40,9 +43,12 @@ pub(crate) struct Closed {
     pub(crate) lead: Thread,
     pub(crate) window: Window,
     pub(crate) set: WorkSet,
-    /// The op of the ending wait.
-    pub(crate) op: OpId,
+    /// The op of the ending wait, or of a named unit's last.
+    pub(crate) op: Option<OpId>,
     pub(crate) call: Option<LoneCall>,
+    pub(crate) name: Option<UnitName>,
+    /// A named unit that ended with work of it outstanding: the next ones' waits belong to it in part.
+    pub(crate) provisional: bool,
 }
 
 /// What is set beside a unit's own time, to say why its wait for the device was long.
@@ -66,8 +72,10 @@ pub(crate) struct Measured {
     pub(crate) lead: Thread,
     pub(crate) number: u64,
     pub(crate) window: Window,
-    pub(crate) op: OpId,
+    pub(crate) op: Option<OpId>,
     pub(crate) call: Option<LoneCall>,
+    pub(crate) name: Option<UnitName>,
+    pub(crate) provisional: bool,
     pub(crate) parts: Parts,
     /// Of `parts`: what no outstanding work of the device hid.
     pub(crate) bare: Parts,
@@ -135,6 +143,8 @@ pub(crate) fn measure(
         None if rules.inference && unseen => scratch.first_call,
         None => None,
     };
+    // What the job named is its own from begin to end.
+    let idle = idle.filter(|_| c.name.is_none());
     if let Some(at) = idle
         && at > w.start.0
     {
@@ -163,7 +173,9 @@ pub(crate) fn measure(
     let Some(process) = world.processes.get_mut(&c.key.process) else {
         return Err(LeftOut::Gone);
     };
-    let number = process.next_number(c.key.device, c.key.stream, c.key.kind);
+    let counted = process.next_number(c.key.device, c.key.stream, c.key.kind);
+    let named = c.name.as_ref().and_then(|n| n.value.parse().ok());
+    let number = named.unwrap_or(counted);
     let pid = process.pid;
 
     let busy = window(first_launch, w.end.0);
@@ -214,6 +226,8 @@ pub(crate) fn measure(
         window: w,
         op: c.op,
         call: c.call,
+        name: c.name.clone(),
+        provisional: c.provisional,
         parts,
         bare,
         pieces: scratch.pieces.clone(),

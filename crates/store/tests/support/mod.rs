@@ -61,7 +61,7 @@ pub(crate) fn event(seed: u64, i: u64) -> Event {
     let cpu = Cpu(n.below(8) as u32);
     let op = OpId::from_index(n.below(OPS.len() as u64) as usize).unwrap();
     let window = Window::at(start, dur);
-    match n.below(14) {
+    match n.below(15) {
         kind @ 0..=3 => {
             let call = Call {
                 thread,
@@ -194,6 +194,27 @@ pub(crate) fn event(seed: u64, i: u64) -> Event {
                 durations,
             }))
         }
+        13 => {
+            let mut labels = Labels::default();
+            for i in 0..n.below(4) {
+                let value = format!("{} é\"", n.next());
+                labels.insert(&format!("key.{i}"), &value).unwrap();
+            }
+            Event::Annotation(Box::new(Annotation {
+                at: start,
+                span: n.maybe(|n| Window::at(BootNanos(start.0 - n.below(start.0 + 1)), dur)),
+                scope: n.maybe(|n| Incarnation {
+                    pid: thread.pid,
+                    start_ticks: n.next(),
+                }),
+                labels,
+                sender: n.maybe(|n| Sender {
+                    uid: n.next() as u32,
+                    gid: n.next() as u32,
+                    pid: n.next() as u32,
+                }),
+            }))
+        }
         _ if n.flag() => Event::System(Box::new(SystemSample {
             at: start,
             cpu: n.maybe(Numbers::fraction),
@@ -261,6 +282,10 @@ pub(crate) fn unit(seed: u64, i: u64) -> Unit {
     Unit {
         key: key(n),
         lead: Tid(n.below(1 << 22) as u32),
+        name: (i % 3 == 0).then(|| warptrace_model::UnitName {
+            label: warptrace_model::NamedBy::Step,
+            value: i.to_string().into(),
+        }),
         number: i,
         start: BootNanos(START + i * 50_000_000),
         dur: parts.total(),
