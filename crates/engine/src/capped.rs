@@ -82,6 +82,11 @@ impl<K: Hash + Eq + Copy, V> Capped<K, V> {
         self.map.remove(key)
     }
 
+    /// Removes what `keep` does not keep. Cost: O(entries).
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&K) -> bool) {
+        self.map.retain(|k, _| keep(k));
+    }
+
     pub(crate) fn insert(&mut self, key: K, value: V) {
         if self.map.insert(key, value).is_none() {
             self.make_room(key);

@@ -18,6 +18,7 @@
 //!
 //! [`Unit::parts`]: warptrace_model::Unit::parts
 
+mod allocations;
 mod baseline;
 mod blame;
 mod capped;
@@ -25,6 +26,7 @@ mod cold_start;
 mod engine;
 mod incidents;
 mod judge;
+mod labels;
 mod order;
 mod partition;
 mod profile;
@@ -37,7 +39,9 @@ mod world;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+pub use allocations::{Allocations, AllocatorLevel};
 pub use engine::{Engine, Output};
+pub use labels::{Forgotten, Joined, LabelCaps, LabelIndex, join};
 pub use stats::OpStats;
 pub use thresholds::{
     BaselineRules, Caps, ColdStartRules, DeviceRules, FactRules, FindingRules, Rules, SteadyRules,
