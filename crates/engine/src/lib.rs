@@ -27,7 +27,6 @@ mod engine;
 mod incidents;
 mod judge;
 mod labels;
-mod labels;
 mod order;
 mod partition;
 mod profile;
@@ -42,7 +41,6 @@ pub mod testing;
 
 pub use allocations::{Allocations, AllocatorLevel};
 pub use engine::{Engine, Output};
-pub use labels::{Forgotten, Joined, LabelCaps, LabelIndex, join};
 pub use labels::{Forgotten, Joined, LabelCaps, LabelIndex, join};
 pub use stats::OpStats;
 pub use thresholds::{
