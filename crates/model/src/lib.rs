@@ -11,6 +11,7 @@ mod identity;
 mod ids;
 mod memory;
 pub mod number_text;
+mod request;
 mod stats;
 mod time;
 mod unit;
@@ -32,6 +33,7 @@ pub use memory::{
     Capabilities, LoadedSession, MemoryEvent, MemoryVersion, Metadata, SessionStatus,
     SessionSummary, default_session,
 };
+pub use request::{Request, RequestOutcome};
 pub use stats::{Histogram, OpCount, OpKey};
 pub use time::{BootNanos, ClockAnchor, UnixNanos, Window};
 pub use unit::{Category, NamedBy, Parts, Profile, StreamScope, Unit, UnitKey, UnitKind, UnitName};
