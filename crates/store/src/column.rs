@@ -11,8 +11,8 @@ use arrow::array::{
 };
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{
-    DataType, Field, Fields, Float64Type, Int32Type, Schema, SchemaRef, UInt8Type, UInt16Type,
-    UInt32Type, UInt64Type,
+    DataType, Field, Fields, Float64Type, Int32Type, Int64Type, Schema, SchemaRef, UInt8Type,
+    UInt16Type, UInt32Type, UInt64Type,
 };
 
 /// Why a batch is not the table that was expected.
@@ -116,6 +116,7 @@ primitive_cells! {
     u32, UInt32Type, UInt32;
     u64, UInt64Type, UInt64;
     i32, Int32Type, Int32;
+    i64, Int64Type, Int64;
     f64, Float64Type, Float64;
 }
 

@@ -56,6 +56,8 @@ tables! {
     OffCpuRow "offcpu" Time;
     UnitRow "units" Time;
     AnnotationRow "annotations" Time;
+    MemoryRow "memory" Time;
+    RequestRow "requests" Time;
     OpsRow "ops" Time;
     SystemRow "system" Time;
     FindingRow "findings" Arrival;
@@ -161,6 +163,54 @@ rows! {
     LabelRow, LabelColumns, LabelReader {
         key: String,
         value: String,
+    }
+
+    /// One event of a memory collector. `version` is that of the form in which it was read, 0 for forms before there were
+    /// versions; `pid` and `device_id` are -1 where they are not known or not applicable; `metadata` is JSON.
+    MemoryRow, MemoryColumns, MemoryReader {
+        boot_ns: u64,
+        version: u8,
+        session_id: String,
+        event_type: String,
+        collector: String,
+        sampling_interval_ms: i64,
+        pid: i64,
+        host: String,
+        job_id: Option<String>,
+        rank: i64,
+        local_rank: i64,
+        world_size: i64,
+        device_id: i64,
+        allocator_allocated_bytes: Option<i64>,
+        allocator_reserved_bytes: Option<i64>,
+        allocator_active_bytes: Option<i64>,
+        allocator_inactive_bytes: Option<i64>,
+        allocator_change_bytes: Option<i64>,
+        device_used_bytes: Option<i64>,
+        device_free_bytes: Option<i64>,
+        device_total_bytes: Option<i64>,
+        context: Option<String>,
+        metadata: String,
+    }
+
+    /// One request of a run log; `boot_ns` is when it was logged, 0 when the log does not say when.
+    RequestRow, RequestColumns, RequestReader {
+        boot_ns: u64,
+        log: String,
+        run: u32,
+        start_unix_ns: Option<u64>,
+        end_unix_ns: Option<u64>,
+        since_start_ns: Option<u64>,
+        latency_ns: Option<u64>,
+        model: Option<String>,
+        principal: Option<String>,
+        request_id: Option<String>,
+        prompt_tokens: Option<u64>,
+        completion_tokens: Option<u64>,
+        failed: bool,
+        status: Option<u16>,
+        code: Option<String>,
+        message: Option<String>,
     }
 
     OpsRow, OpsColumns, OpsReader {
@@ -302,6 +352,7 @@ rows! {
     FrameRow, FrameColumns, FrameReader {
         ip: u64,
         module: Option<String>,
+        module_offset: Option<u64>,
         function: Option<String>,
         file: Option<String>,
         line: Option<u32>,
@@ -339,6 +390,8 @@ pub struct Frame {
     pub ip: u64,
     /// File that is mapped there.
     pub module: Option<String>,
+    /// Of `ip`, from where the first byte of the file was mapped. Null in older sessions.
+    pub module_offset: Option<u64>,
     pub function: Option<String>,
     pub file: Option<String>,
     pub line: Option<u32>,
@@ -1170,6 +1223,7 @@ impl From<&Stack> for StackRow {
                 .map(|f| FrameRow {
                     ip: f.ip,
                     module: f.module.clone(),
+                    module_offset: f.module_offset,
                     function: f.function.clone(),
                     file: f.file.clone(),
                     line: f.line,
@@ -1189,6 +1243,7 @@ impl StackRow {
                 .map(|f| Frame {
                     ip: f.ip,
                     module: f.module,
+                    module_offset: f.module_offset,
                     function: f.function,
                     file: f.file,
                     line: f.line,

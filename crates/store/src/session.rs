@@ -18,10 +18,13 @@ use warptrace_model::{
 
 use crate::error::{SegmentError, StoreError};
 use crate::fs::{Fs, ReadAt, Share};
+use crate::memory::MemoryLevel;
 use crate::meta::{self, SessionMeta};
+use crate::request::StoredRequest;
 use crate::rows::{
-    AnnotationRow, DropRow, EventRow, FileRow, FindingRow, GapRow, OffCpuRow, OpsRow, Order,
-    ProcessRow, Stack, StackRow, StoredLoss, SystemRow, Table, ThreadRow, UnitRow,
+    AnnotationRow, DropRow, EventRow, FileRow, FindingRow, GapRow, MemoryRow, OffCpuRow, OpsRow,
+    Order, ProcessRow, RequestRow, Stack, StackRow, StoredLoss, SystemRow, Table, ThreadRow,
+    UnitRow,
 };
 use crate::segment::{self, Extent, FileKind, Sealed, StreamIndex};
 use crate::table::union;
@@ -214,6 +217,26 @@ impl Session {
         let mut annotations = self.rows(None, AnnotationRow::annotation)?;
         annotations.sort_by_key(|a: &Annotation| a.at);
         Ok(annotations)
+    }
+
+    /// Levels of devices and allocators, by time.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn memory_levels(&self) -> Result<Vec<MemoryLevel>, StoreError> {
+        let mut levels = self.rows(None, MemoryRow::level)?;
+        levels.sort_by_key(|l: &MemoryLevel| l.at);
+        Ok(levels)
+    }
+
+    /// Requests of run logs, by when they were logged.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn requests(&self) -> Result<Vec<StoredRequest>, StoreError> {
+        let mut requests = self.rows(None, RequestRow::request)?;
+        requests.sort_by_key(|r: &StoredRequest| r.end);
+        Ok(requests)
     }
 
     /// What is known of each process, by its last word.

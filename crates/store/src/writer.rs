@@ -11,17 +11,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use warptrace_model::{
-    BootNanos, ClockAnchor, Event, Finding, Gap, Loss, LossReason, Pid, Unit, Window,
+    BootNanos, ClockAnchor, Event, Finding, Gap, Loss, LossReason, MemoryEvent, Pid, Request, Unit,
+    UnixNanos, Window,
 };
 use warptrace_record::Kind;
 
 use crate::dirs::DataDir;
 use crate::error::StoreError;
 use crate::fs::{Create, Fs, Lock, Share};
+use crate::memory::MetadataText;
 use crate::meta::{self, SessionMeta};
 use crate::rows::{
-    AnnotationRow, DropRow, EventRow, FileRow, FindingRow, Frame, GapRow, OffCpuRow, OpsRow,
-    ProcessRow, Stack, StackRow, SystemRow, Table, ThreadRow, UnitRow,
+    AnnotationRow, DropRow, EventRow, FileRow, FindingRow, Frame, GapRow, MemoryRow, OffCpuRow,
+    OpsRow, ProcessRow, RequestRow, Stack, StackRow, SystemRow, Table, ThreadRow, UnitRow,
 };
 use crate::table::{Dropped, Kept, Shared, TableWriter, dir_mode, union};
 
@@ -74,6 +76,7 @@ pub struct SessionWriter {
     tables: Tables,
     /// Losses since the last flush, by who, why, whose, and whether it is known when.
     losses: BTreeMap<LossKey, (u64, Option<Window>)>,
+    metadata: MetadataText,
     /// The latest moment that was told by a tick or an anchor; all that is due goes by it.
     now: BootNanos,
     /// The latest end of anything given, at least `now`.
@@ -98,6 +101,8 @@ struct Tables {
     offcpu: TableWriter<OffCpuRow>,
     units: TableWriter<UnitRow>,
     annotations: TableWriter<AnnotationRow>,
+    memory: TableWriter<MemoryRow>,
+    requests: TableWriter<RequestRow>,
     ops: TableWriter<OpsRow>,
     system: TableWriter<SystemRow>,
     findings: TableWriter<FindingRow>,
@@ -117,6 +122,8 @@ macro_rules! for_each_table {
             offcpu,
             units,
             annotations,
+            memory,
+            requests,
             ops,
             system,
             findings,
@@ -127,7 +134,7 @@ macro_rules! for_each_table {
             drops,
             gaps,
         } = &mut $tables;
-        for_each_table!(@ $table, $body, findings drops gaps units annotations ops processes threads files stacks system offcpu events);
+        for_each_table!(@ $table, $body, findings drops gaps units annotations memory requests ops processes threads files stacks system offcpu events);
     }};
     (@ $table:ident, $body:expr, $($name:ident)*) => { $({ let $table = $name; $body; })* };
 }
@@ -191,6 +198,8 @@ impl SessionWriter {
                 offcpu: TableWriter::new(&path),
                 units: TableWriter::new(&path),
                 annotations: TableWriter::new(&path),
+                memory: TableWriter::new(&path),
+                requests: TableWriter::new(&path),
                 ops: TableWriter::new(&path),
                 system: TableWriter::new(&path),
                 findings: TableWriter::new(&path),
@@ -211,6 +220,7 @@ impl SessionWriter {
             meta,
             meta_changed: false,
             losses: BTreeMap::new(),
+            metadata: MetadataText::default(),
             now: latest,
             latest,
             flushed: latest,
@@ -319,6 +329,35 @@ impl SessionWriter {
             Event::Lost(loss) if loss.source == STORE => {}
             Event::Lost(loss) => self.lost(loss),
         }
+    }
+
+    /// Takes an event of a memory collector; its time is put on the session's clock by the last anchor. `false`: it has a
+    /// number beyond 64 bits, which no column holds, and was left out.
+    pub fn memory(&mut self, event: &MemoryEvent) -> bool {
+        let anchor = self.last_anchor();
+        let Some(row) = MemoryRow::new(event, &anchor, &mut self.metadata) else {
+            return false;
+        };
+        let window = Window::at(BootNanos(row.boot_ns), 0);
+        self.heard_of(window.end);
+        self.push(|t| &mut t.memory, row, Some(window));
+        true
+    }
+
+    /// Takes a request of a run log; `log` says which log.
+    pub fn request(&mut self, log: &str, request: &Request) {
+        let row = RequestRow::new(log, request, &self.last_anchor());
+        let window = Window::at(BootNanos(row.boot_ns), 0);
+        self.heard_of(window.end);
+        self.push(|t| &mut t.requests, row, Some(window));
+    }
+
+    /// What converts Unix time; a session without a clock of its own has Unix time itself.
+    fn last_anchor(&self) -> ClockAnchor {
+        self.meta.clock.last().copied().unwrap_or(ClockAnchor {
+            boot: BootNanos(0),
+            unix: UnixNanos(0),
+        })
     }
 
     /// A damaged time must not move the end of the session into the far future.

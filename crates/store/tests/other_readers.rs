@@ -84,6 +84,10 @@ fn write(dir: &Path, sealed: bool) -> std::path::PathBuf {
             pid: None,
         }),
     ]);
+    for i in 0..20 {
+        assert!(writer.memory(&memory_event(i)));
+        writer.request("run.jsonl", &request(i));
+    }
     for second in 1..8 {
         writer.events(&events(5, second * 100..(second + 1) * 100));
         writer.tick(BootNanos(START + second * SECOND));

@@ -114,6 +114,7 @@ fn processes_threads_and_stacks_read_as_they_were_said_last() {
         frames: vec![warptrace_store::Frame {
             ip: 1,
             module: Some("libc.so.6".into()),
+            module_offset: Some(3),
             function: Some("read".into()),
             file: None,
             line: Some(7),
@@ -320,4 +321,53 @@ fn the_trait_object_and_the_double_are_one_disk() {
     };
     dynamic.create_dir_all(Path::new("/a/b/c"), how).unwrap();
     assert!(dynamic.list(Path::new("/a/b")).unwrap()[0].is_dir);
+}
+
+#[test]
+fn annotations_memory_and_requests_come_back_as_they_were_said() {
+    let fs = MemFs::new();
+    let mut writer = create(&fs, "s", Limits::default()).unwrap();
+    let said: Vec<Event> = (0..400)
+        .flat_map(|i| events(9, i..i + 1))
+        .filter(|e| matches!(e, Event::Annotation(_)))
+        .collect();
+    writer.events(&said);
+    for i in 0..10 {
+        assert!(writer.memory(&memory_event(i)));
+        writer.request("run.jsonl", &request(i));
+    }
+    let mut huge = memory_event(1);
+    huge.device_total_bytes = Int::parse("99999999999999999999");
+    assert!(!writer.memory(&huge), "no column holds it");
+    writer.seal().unwrap();
+    let session = open(&fs, "s").unwrap();
+    let annotations: Vec<Event> = session
+        .annotations()
+        .unwrap()
+        .into_iter()
+        .map(|a| Event::Annotation(Box::new(a)))
+        .collect();
+    assert!(said.len() > 10);
+    assert_eq!(sorted(&annotations), sorted(&said));
+    let read: Vec<Request> = session
+        .requests()
+        .unwrap()
+        .into_iter()
+        .map(|r| r.request)
+        .collect();
+    assert_eq!(read, (0..10).map(request).collect::<Vec<_>>());
+    let levels = session.memory_levels().unwrap();
+    assert_eq!(levels.len(), 10);
+    assert_eq!(
+        (levels[0].pid, levels[0].allocated_bytes),
+        (None, Some(i64::MAX as u64))
+    );
+    assert_eq!(
+        (
+            levels[1].pid,
+            levels[1].allocated_bytes,
+            levels[1].device_used_bytes
+        ),
+        (Some(1), None, Some(1))
+    );
 }

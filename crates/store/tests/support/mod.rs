@@ -282,7 +282,7 @@ pub(crate) fn unit(seed: u64, i: u64) -> Unit {
     Unit {
         key: key(n),
         lead: Tid(n.below(1 << 22) as u32),
-        name: (i % 3 == 0).then(|| warptrace_model::UnitName {
+        name: i.is_multiple_of(3).then(|| warptrace_model::UnitName {
             label: warptrace_model::NamedBy::Step,
             value: i.to_string().into(),
         }),
@@ -429,4 +429,78 @@ pub(crate) fn skip(test: &str, why: &str) {
     let written = std::fs::create_dir_all(&skipped)
         .and_then(|()| std::fs::write(skipped.join(format!("{test}.txt")), why));
     written.expect("target is writable");
+}
+
+/// An event of a memory collector, with what the columns can hold at its ends.
+pub(crate) fn memory_event(i: u64) -> MemoryEvent {
+    let n = |v: u64| Int::new(v as i64);
+    let mut values = Object::new();
+    values.insert("backend", Value::from("cuda \u{1f680} \"quoted\""));
+    let flag = |set| i.is_multiple_of(2) || set;
+    MemoryEvent {
+        said: MemoryVersion::V4,
+        session_id: "s".into(),
+        timestamp_ns: n(1_700_000_000_000_000_000 + i * 1_000),
+        event_type: "sample".into(),
+        collector: "stormlog.cuda_tracker".into(),
+        sampling_interval_ms: n(100),
+        pid: if i == 0 { Int::new(-1) } else { n(i) },
+        host: "node".into(),
+        identity: Identity::default(),
+        device_id: n(i % 3),
+        allocator_allocated_bytes: flag(false).then(|| Int::new(i64::MAX)),
+        allocator_reserved_bytes: flag(false).then(|| n(i)),
+        allocator_active_bytes: None,
+        allocator_inactive_bytes: None,
+        allocator_change_bytes: Some(Int::new(i64::MIN)),
+        device_used_bytes: Some(n(i)),
+        device_free_bytes: None,
+        device_total_bytes: Some(n(i + 1)),
+        context: (i > 3).then(|| "step".into()),
+        metadata: Arc::new(Metadata {
+            values,
+            capabilities: Capabilities {
+                backend: "cuda".into(),
+                telemetry_collector: "c".into(),
+                sampling_source: "s".into(),
+                supports_allocator_allocated: true,
+                supports_allocator_reserved: true,
+                supports_allocator_active: false,
+                supports_allocator_inactive: false,
+                supports_device_used: true,
+                supports_device_free: false,
+                supports_device_total: true,
+                supports_native_allocator_history: false,
+                supports_fragmentation_analysis: true,
+                supports_allocator_attribution: true,
+                supports_bounded_profiling: false,
+            },
+            inferred: false,
+        }),
+    }
+}
+
+pub(crate) fn request(i: u64) -> Request {
+    let text = |t: &str| Some(format!("{t}{i}").into_boxed_str());
+    Request {
+        run: i as u32,
+        start: (i > 2).then_some(UnixNanos(1_700_000_000_000_000_000)),
+        end: (i > 1).then_some(UnixNanos(1_700_000_000_000_000_000 + i)),
+        since_start_nanos: Some(i),
+        latency_nanos: (i > 2).then_some(u64::MAX),
+        model: text("model"),
+        principal: None,
+        request_id: text("req-"),
+        prompt_tokens: Some(u64::MAX),
+        completion_tokens: None,
+        outcome: if i.is_multiple_of(5) {
+            RequestOutcome::Failed {
+                status: Some(503),
+                code: text("overloaded"),
+                message: None,
+            }
+        } else {
+            RequestOutcome::Served
+        },
+    }
 }
