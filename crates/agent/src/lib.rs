@@ -3,7 +3,8 @@
 //! ```text
 //!  capture thread ─────┐ bounded          ┌─► engine ─► units, findings ─┐
 //!  (polls each source) ├────────► pipeline┤                             ├─► store
-//!  sampler thread ─────┘ channel   thread └─► events ───────────────────┘
+//!  sampler thread ─────┤ channel   thread └─► events ───────────────────┘
+//!  symbols thread ─────┘ ◄── new user stacks, from the capture thread
 //! ```
 //!
 //! The kernel's rings are the buffers; the channel between the threads is short. When it is full, records are dropped
@@ -12,5 +13,7 @@
 
 mod live;
 mod pipeline;
+mod places;
+mod symbols;
 
 pub use pipeline::{AgentError, Config, Finished, Recording};

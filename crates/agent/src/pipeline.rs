@@ -9,12 +9,15 @@ use std::time::Duration;
 use tracing::warn;
 use warptrace_api::Live;
 use warptrace_capture::pollers::{GpuPoller, SystemPoller};
+use warptrace_capture::symbols::{ResolvedStack, Symbols, UserStack};
 use warptrace_capture::{Batch, Source, clock};
 use warptrace_engine::{Engine, Rules};
 use warptrace_model::{BootNanos, Event, Gap, Loss, LossReason};
-use warptrace_store::{SessionWriter, StoreError};
+use warptrace_store::{Frame, SessionWriter, Stack, StoreError};
 
 use crate::live::LiveState;
+use crate::places::Places;
+use crate::symbols;
 
 /// How often the capture thread asks its sources. The rings hold seconds of the usual load.
 const POLL_EVERY: Duration = Duration::from_millis(10);
@@ -38,6 +41,8 @@ pub struct Config {
     pub tap: Option<SyncSender<Vec<Event>>>,
     /// Facts known before the recording began (no NVML, a probe that could not be attached).
     pub gaps: Vec<Gap>,
+    /// Looks user stacks up; without it they are stored as addresses.
+    pub symbols: Option<Symbols>,
 }
 
 /// Why a recording did not end well. What was stored is there.
@@ -67,12 +72,15 @@ pub struct Recording {
     records: Arc<AtomicU64>,
     capture: JoinHandle<()>,
     sampler: JoinHandle<()>,
+    symbols: Option<JoinHandle<()>>,
     pipeline: JoinHandle<Result<(), StoreError>>,
 }
 
 enum Message {
     Batch(&'static str, Box<Batch>),
     Sampled(Vec<Event>),
+    Resolved(ResolvedStack),
+    Unresolved(Gap),
 }
 
 impl Recording {
@@ -92,6 +100,7 @@ impl Recording {
             gpu,
             tap,
             gaps,
+            symbols,
         } = config;
         let stop = Arc::new(AtomicBool::new(false));
         let live = Arc::new(Mutex::new(Live::default()));
@@ -108,6 +117,7 @@ impl Recording {
             writer,
             tap,
             state,
+            places: Places::default(),
             live: Arc::clone(&live),
             records: Arc::clone(&records),
             scratch: Vec::new(),
@@ -119,10 +129,29 @@ impl Recording {
         let pipeline = thread("wt-pipeline")
             .spawn(move || pipeline.run(receiver, gaps))
             .map_err(AgentError::Thread)?;
+        let (symbols, stacks) = match symbols {
+            Some(symbols) => {
+                let (offer, stacks) = sync_channel(symbols::QUEUE_STACKS);
+                let (stop, sender) = (Arc::clone(&stop), sender.clone());
+                let tell = move |said| {
+                    let message = match said {
+                        Ok(stack) => Message::Resolved(stack),
+                        Err(gap) => Message::Unresolved(gap),
+                    };
+                    // Nobody is there to hear it any more: then nobody asks, either.
+                    let _ = sender.send(message);
+                };
+                let thread = thread("wt-symbols")
+                    .spawn(move || symbols::run(symbols, &stacks, &stop, tell))
+                    .map_err(AgentError::Thread)?;
+                (Some(thread), Some(offer))
+            }
+            None => (None, None),
+        };
         let capture = {
             let (stop, sender) = (Arc::clone(&stop), sender.clone());
             thread("wt-capture")
-                .spawn(move || capture(sources, &stop, &sender))
+                .spawn(move || capture(sources, &stop, &sender, stacks.as_ref()))
                 .map_err(AgentError::Thread)?
         };
         let sampler = {
@@ -137,6 +166,7 @@ impl Recording {
             records,
             capture,
             sampler,
+            symbols,
             pipeline,
         })
     }
@@ -170,12 +200,17 @@ impl Recording {
             .sampler
             .join()
             .map_err(|_| AgentError::Panicked("wt-sampler"));
+        let symbols = self
+            .symbols
+            .map_or(Ok(()), JoinHandle::join)
+            .map_err(|_| AgentError::Panicked("wt-symbols"));
         let sealed = self
             .pipeline
             .join()
             .map_err(|_| AgentError::Panicked("wt-pipeline"))?;
         capture?;
         sampler?;
+        symbols?;
         let live = self
             .live
             .lock()
@@ -190,7 +225,12 @@ impl Recording {
 }
 
 /// The capture thread: polls every source until told to stop, then stops them and polls once more.
-fn capture(mut sources: Vec<Box<dyn Source>>, stop: &AtomicBool, sender: &SyncSender<Message>) {
+fn capture(
+    mut sources: Vec<Box<dyn Source>>,
+    stop: &AtomicBool,
+    sender: &SyncSender<Message>,
+    stacks: Option<&SyncSender<UserStack>>,
+) {
     let mut pending: Vec<Batch> = sources.iter().map(|_| Batch::default()).collect();
     let mut failed = vec![false; sources.len()];
     let mut stopping = false;
@@ -201,9 +241,18 @@ fn capture(mut sources: Vec<Box<dyn Source>>, stop: &AtomicBool, sender: &SyncSe
                 batch.records.extend(source.in_flight());
                 source.stop();
             }
+            let offered = batch.stacks.len();
             if !*failed && let Err(e) = source.poll(batch) {
                 warn!(source = source.name(), error = %e, "the source ended");
                 *failed = true;
+            }
+            for stack in batch.stacks.iter().skip(offered) {
+                if let Some(stacks) = stacks
+                    && let Err(TrySendError::Full(_)) = stacks.try_send(stack.clone())
+                {
+                    let why = "too many new stacks at once";
+                    batch.gaps.push(symbols::unresolved(why));
+                }
             }
             if batch.is_empty() {
                 continue;
@@ -271,6 +320,7 @@ struct Pipeline {
     writer: SessionWriter,
     tap: Option<SyncSender<Vec<Event>>>,
     state: LiveState,
+    places: Places,
     live: Arc<Mutex<Live>>,
     records: Arc<AtomicU64>,
     scratch: Vec<Event>,
@@ -331,6 +381,16 @@ impl Pipeline {
         let mut events = std::mem::take(&mut self.scratch);
         match message {
             Message::Sampled(sampled) => events.extend(sampled),
+            Message::Resolved(stack) => {
+                let findings = self.places.resolved(&stack);
+                self.writer.resolved_stacks(&[stored(stack)]);
+                self.writer.findings(&findings);
+                self.state.findings(findings);
+            }
+            Message::Unresolved(gap) => {
+                self.writer.gaps(std::slice::from_ref(&gap));
+                self.state.gaps(&[gap]);
+            }
             Message::Batch(source, batch) => {
                 let Batch {
                     records,
@@ -369,7 +429,9 @@ impl Pipeline {
                 events.extend(counts.into_iter().map(|c| Event::Counts(Box::new(c))));
                 self.writer.gaps(&gaps);
                 self.state.gaps(&gaps);
-                self.writer.stacks(&stacks);
+                for stack in &stacks {
+                    self.writer.stacks(&[(stack.id, stack.addresses.clone())]);
+                }
             }
         }
         self.writer.events(&events);
@@ -387,6 +449,9 @@ impl Pipeline {
             self.state.losses(&[loss]);
         }
         for event in events.drain(..) {
+            if let Event::Call(call) = &event {
+                self.places.call(call);
+            }
             self.engine.push(event);
         }
         self.scratch = events;
@@ -394,7 +459,10 @@ impl Pipeline {
 
     /// Stores what the engine concluded, and what it and the store lost.
     fn settle(&mut self, _now: BootNanos) {
-        let output = self.engine.drain();
+        let mut output = self.engine.drain();
+        for finding in &mut output.findings {
+            self.places.find(finding);
+        }
         self.writer.units(&output.units);
         self.writer.findings(&output.findings);
         self.writer.gaps(&output.gaps);
@@ -411,5 +479,20 @@ impl Pipeline {
         let mut live = self.state.snapshot(now, &self.engine);
         live.records = self.records.load(Ordering::Relaxed);
         *self.live.lock().unwrap_or_else(PoisonError::into_inner) = live;
+    }
+}
+
+fn stored(stack: ResolvedStack) -> Stack {
+    let frames = stack.frames.into_iter().map(|f| Frame {
+        ip: f.ip,
+        module: f.module,
+        module_offset: f.module_offset,
+        function: f.function,
+        file: f.file,
+        line: f.line,
+    });
+    Stack {
+        id: stack.id,
+        frames: frames.collect(),
     }
 }

@@ -11,10 +11,13 @@ mod maps;
 pub mod pollers;
 pub mod preload;
 pub mod proc;
+pub mod symbols;
 mod sys;
 
 use warptrace_model::{FilePath, Gap, Loss, OpCount, ProcessInfo, ThreadName};
 use warptrace_record::Record;
+
+use crate::symbols::UserStack;
 
 /// What a source saw since it was last asked.
 #[derive(Debug, Default)]
@@ -30,8 +33,8 @@ pub struct Batch {
     pub losses: Vec<Loss>,
     /// Said once each.
     pub gaps: Vec<Gap>,
-    /// User stacks that records name, by id: raw return addresses, innermost first.
-    pub stacks: Vec<(u32, Vec<u64>)>,
+    /// User stacks that records name.
+    pub stacks: Vec<UserStack>,
 }
 
 impl Batch {

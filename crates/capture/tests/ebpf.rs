@@ -809,12 +809,10 @@ fn a_long_wait_comes_with_its_stack() {
     target.go().hear("done");
     capture.until("outer call", |c| !c.calls("cudaDeviceSync").is_empty());
     let id = capture.calls("cudaDeviceSync")[0].stack_id;
-    let (_, addresses) = capture
-        .batch
-        .stacks
-        .iter()
-        .find(|(i, _)| *i == id)
-        .expect("its stack");
+    let stacks = &capture.batch.stacks;
+    let stack = stacks.iter().find(|s| s.id == id).expect("its stack");
+    assert_eq!(stack.pid, target.pid());
+    let addresses = &stack.addresses;
     // It returned into the program's main function.
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", target.pid())).unwrap();
     let line = maps.lines().find(|l| {

@@ -86,6 +86,9 @@ pub(crate) enum Command {
     /// Waits until it is told to go on, then becomes the command
     #[command(hide = true, name = "gated-exec")]
     GatedExec(GatedExecArgs),
+    /// Looks up the stacks that a recorder asks for
+    #[command(hide = true, name = "symbolize")]
+    Symbolize,
     /// Injects a fault
     #[command(hide = true, name = "lab-fault")]
     Fault(FaultArgs),

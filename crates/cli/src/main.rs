@@ -55,6 +55,9 @@ fn main() -> ExitCode {
         Command::GatedExec(args) => {
             return ExitCode::from(launch::gated_exec(args.gate, &args.command));
         }
+        Command::Symbolize => warptrace_capture::symbols::serve()
+            .map(|()| 0)
+            .map_err(Into::into),
         Command::Fault(args) => workload::fault(&args.options),
     };
     output::finish(result)

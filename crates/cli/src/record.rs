@@ -14,6 +14,7 @@ use warptrace_capture::discover::candidate_libraries;
 use warptrace_capture::ebpf::{self, Ebpf};
 use warptrace_capture::pollers::GpuPoller;
 use warptrace_capture::preload::{Preload, PreloadOptions};
+use warptrace_capture::symbols::Symbols;
 use warptrace_engine::Rules;
 use warptrace_model::{Event, Gap};
 use warptrace_tui::{Action, Tui};
@@ -157,7 +158,8 @@ pub(crate) fn with_preload(
     let (writer, folder) = sessions::create(&dirs, &job.program.command, &["preload"])?;
     let mut running = job.program.start(&env)?;
     started(running.pid());
-    let config = config(gpu, job, &job.program.command, running.pid(), None);
+    // Preload takes no stacks.
+    let config = config(gpu, job, &job.program.command, running.pid(), None, None);
     let recording = match Recording::start(config, vec![Box::new(source)], writer) {
         Ok(recording) => recording,
         Err(e) => {
@@ -193,7 +195,8 @@ pub(crate) fn with_ebpf(
         let gpu = gpu_poller(job.gpu_library.as_deref());
         let (writer, folder) = sessions::create(&dirs, &job.program.command, &["ebpf"])?;
         let (tap, events) = tap(view.json);
-        let config = config(gpu, job, &job.program.command, running.pid(), tap);
+        let symbols = Some(symbolizer());
+        let config = config(gpu, job, &job.program.command, running.pid(), tap, symbols);
         let recording = Recording::start(config, vec![Box::new(source)], writer)?;
         running.release();
         started(running.pid());
@@ -273,6 +276,7 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         gpu,
         tap,
         gaps,
+        symbols: Some(symbolizer()),
     };
     let recording = Recording::start(config, vec![Box::new(source)], writer)?;
     let mut screen = Screen::start(args.json, events, folder.clone());
@@ -373,6 +377,7 @@ fn config(
     command: &[OsString],
     pid: u32,
     tap: Option<std::sync::mpsc::SyncSender<Vec<Event>>>,
+    symbols: Option<Symbols>,
 ) -> Config {
     Config {
         rules: job.rules.clone(),
@@ -381,7 +386,17 @@ fn config(
         gpu,
         tap,
         gaps,
+        symbols,
     }
+}
+
+/// Looks stacks up by another process of this program, which stays what it is when the file is replaced.
+fn symbolizer() -> Symbols {
+    Symbols::new(|| {
+        let mut command = std::process::Command::new("/proc/self/exe");
+        command.arg("symbolize");
+        command
+    })
 }
 
 type Tap = (

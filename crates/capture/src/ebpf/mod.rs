@@ -37,6 +37,7 @@ use self::kernel::{Kernel, Refusal};
 use self::layout::{Count, Settings};
 use self::library::{FileKey, Library, Point};
 use self::mappings::{Mappings, Seen};
+use crate::symbols::UserStack;
 use crate::{Batch, Source, SourceError, clock, maps, proc};
 
 pub use self::library::AttachError;
@@ -179,8 +180,8 @@ pub struct Ebpf {
     ended: Vec<u32>,
     /// Path last sent of a process's descriptor.
     paths: HashMap<(u32, i32), String>,
-    /// The kernel's number of a stack that was read, and ours, which is never given twice.
-    stacks: HashMap<u32, u32>,
+    /// The process and the kernel's number of a stack that was read, and ours, which is never given twice.
+    stacks: HashMap<(u32, u32), u32>,
     next_stack: u32,
     gaps: Vec<Gap>,
     stopped: bool,
@@ -455,7 +456,7 @@ impl Ebpf {
             }
             Some(Kind::Call) => {
                 self.tally_call(&record);
-                record.stack_id = self.tell_stack(record.stack_id, out);
+                record.stack_id = self.tell_stack(record.pid, record.stack_id, out);
                 out.records.push(record);
             }
             _ => out.records.push(record),
@@ -555,14 +556,15 @@ impl Ebpf {
     }
 
     /// Our number for the stack that the kernel's programs call `raw`; 0 for none. Sends the stack with its first record.
+    /// The kernel gives equal addresses one number, whoever's they are.
     ///
     /// The kernel's map never forgets, and has no room for another stack of the same hash: so it is emptied half full, and
     /// its numbers then mean others.
-    fn tell_stack(&mut self, raw: u32, out: &mut Batch) -> u32 {
+    fn tell_stack(&mut self, pid: u32, raw: u32, out: &mut Batch) -> u32 {
         let Some(key) = raw.checked_sub(1).map(u32::to_le_bytes) else {
             return 0;
         };
-        if let Some(id) = self.stacks.get(&raw) {
+        if let Some(id) = self.stacks.get(&(pid, raw)) {
             return *id;
         }
         let value = self
@@ -579,8 +581,8 @@ impl Ebpf {
         }
         let id = self.next_stack;
         self.next_stack = id.wrapping_add(1).max(1);
-        self.stacks.insert(raw, id);
-        out.stacks.push((id, addresses));
+        self.stacks.insert((pid, raw), id);
+        out.stacks.push(UserStack { id, pid, addresses });
         id
     }
 
@@ -588,7 +590,7 @@ impl Ebpf {
         if self.stacks.len() < MAX_STACKS {
             return;
         }
-        for raw in std::mem::take(&mut self.stacks).into_keys() {
+        for (_, raw) in std::mem::take(&mut self.stacks).into_keys() {
             if let Some(map) = self.map("stacks") {
                 // Gone already is as good.
                 let _ = map.delete(&(raw - 1).to_le_bytes());
