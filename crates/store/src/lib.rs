@@ -23,6 +23,8 @@ mod request;
 mod rows;
 mod segment;
 mod session;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 mod table;
 mod writer;
 

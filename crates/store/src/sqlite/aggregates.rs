@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use warptrace_model::{BootNanos, Call, Event, Gap, GapCode, Histogram, OpCount, OpKey, Pid, Window};
+use warptrace_model::{
+    BootNanos, Call, Event, Gap, GapCode, Histogram, OpCount, OpKey, Pid, Window,
+};
 use warptrace_record::histogram::{BUCKETS, bucket};
 use warptrace_record::{OpId, Source};
 
@@ -158,7 +160,11 @@ impl<'a> Totals<'a> {
             }
             // A hostile table has any number of keys.
             if self.open.len() > 2 * KEYS {
-                let keys: Vec<Key> = self.open.range(..(minute, 0, 0, 0)).map(|(k, _)| *k).collect();
+                let keys: Vec<Key> = self
+                    .open
+                    .range(..(minute, 0, 0, 0))
+                    .map(|(k, _)| *k)
+                    .collect();
                 for key in keys {
                     if let Some(sum) = self.open.remove(&key) {
                         self.tell(key, sum);

@@ -45,7 +45,7 @@ pub struct Imported {
 }
 
 /// Columns of `events`, in the order in which [`Import::row`] reads them.
-const COLUMNS: [super::table::Column; 25] = [
+const COLUMNS: [super::table::Column; 19] = [
     Number("timestamp"),
     Number("duration"),
     Number("pid"),
@@ -65,12 +65,6 @@ const COLUMNS: [super::table::Column; 25] = [
     Number("exec"),
     Number("capture_mode"),
     Number("device"),
-    Number("cgroup_id"),
-    Number("rank"),
-    Number("local_rank"),
-    Number("world_size"),
-    Text("id", 0),
-    Number("sample_weight"),
 ];
 
 impl TraceDb {
@@ -128,14 +122,27 @@ impl TraceDb {
         } else {
             for table in ["system_snapshots", "annotations", "event_aggregates"] {
                 let rows = self.count(table);
-                tally.skip_rows(table, "does not say of which of the file's nodes it is", rows);
+                tally.skip_rows(
+                    table,
+                    "does not say of which of the file's nodes it is",
+                    rows,
+                );
             }
         }
         import.rest();
         for (table, why) in [
-            ("causal_chains", "conclusions of another engine; ours are drawn from the events"),
-            ("cgroup_schedstat", "sums over a control group, which follow from the events"),
-            ("event_aggregates_5s", "the same events as event_aggregates counts"),
+            (
+                "causal_chains",
+                "conclusions of another engine; ours are drawn from the events",
+            ),
+            (
+                "cgroup_schedstat",
+                "sums over a control group, which follow from the events",
+            ),
+            (
+                "event_aggregates_5s",
+                "the same events as event_aggregates counts",
+            ),
         ] {
             tally.skip_rows(table, why, self.count(table));
         }
@@ -154,7 +161,10 @@ impl TraceDb {
             return 0;
         }
         let sql = format!("SELECT count(*) FROM main.\"{table}\"");
-        let count = self.connection.query_row(&sql, [], |row| row.get(0));
+        let count = self
+            .connection
+            .query_row(&sql, [], |row| row.get::<_, i64>(0));
+        let count = count.ok().and_then(|n| u64::try_from(n).ok());
         count.unwrap_or(0).min(self.rows_at_most)
     }
 
@@ -162,9 +172,14 @@ impl TraceDb {
     fn is_own_export(&self) -> bool {
         let mut own = false;
         let columns = [Text("key", 64)];
-        let _ = self.scan("schema_info", &columns, &mut Tally::default(), |_, cells| {
-            own |= cells.text(0).is_ok_and(|key| key == schema::OWN_KEY);
-        });
+        let _ = self.scan(
+            "schema_info",
+            &columns,
+            &mut Tally::default(),
+            |_, cells| {
+                own |= cells.text(0).is_ok_and(|key| key == schema::OWN_KEY);
+            },
+        );
         own
     }
 
@@ -176,7 +191,7 @@ impl TraceDb {
         ];
         let mut batch = Vec::new();
         self.scan("stack_traces", &columns, tally, |tally, cells| {
-            let stack = || -> Result<Stack, Wrong> {
+            let mut stack = || -> Result<Stack, Wrong> {
                 let hash = cells.int(0)?.ok_or(Wrong("it has no hash"))?;
                 let frames = match &*cells.text(2)? {
                     "" => addresses(&cells.text(1)?)?,
@@ -262,7 +277,9 @@ impl TraceDb {
                 const MIB: u64 = 1 << 20;
                 let fraction = |column| -> Result<Option<f64>, Wrong> {
                     match cells.real(column)? {
-                        Some(percent) if (0.0..=100.0).contains(&percent) => Ok(Some(percent / 100.0)),
+                        Some(percent) if (0.0..=100.0).contains(&percent) => {
+                            Ok(Some(percent / 100.0))
+                        }
                         Some(_) => Err(Wrong("a percentage is out of range")),
                         None => Ok(None),
                     }
@@ -306,15 +323,18 @@ impl TraceDb {
             Number("peer_gid"),
             Number("peer_pid"),
         ];
-        self.scan("annotations", &columns, tally, |tally, cells| {
-            match annotation(&cells) {
+        self.scan(
+            "annotations",
+            &columns,
+            tally,
+            |tally, cells| match annotation(&cells) {
                 Ok(annotation) => {
                     tally.keep("annotations", 1);
                     import.give(Event::Annotation(Box::new(annotation)));
                 }
                 Err(Wrong(reason)) => tally.skip("annotations", reason, cells.rowid),
-            }
-        })
+            },
+        )
     }
 }
 
@@ -405,16 +425,15 @@ fn frames(json: &str) -> Result<Vec<Frame>, Wrong> {
                     ip: hex(&c.i).unwrap_or(0),
                     module: some(c.f),
                     function: some(c.s),
-                    file: None,
                     line: line(c.l),
+                    ..Frame::default()
                 }
             } else {
                 Frame {
-                    ip: 0,
-                    module: None,
                     function: some(c.pfn),
                     file: some(c.pf),
                     line: line(c.pl),
+                    ..Frame::default()
                 }
             }
         })
@@ -513,7 +532,13 @@ impl Import<'_> {
         }
         if alone {
             for (&pid, name) in names {
-                if !name.is_empty() && self.node.processes.get(&pid).is_none_or(|p| p.name.is_empty()) {
+                if !name.is_empty()
+                    && self
+                        .node
+                        .processes
+                        .get(&pid)
+                        .is_none_or(|p| p.name.is_empty())
+                {
                     self.give(Event::ThreadName(ThreadName {
                         thread: Thread::new(pid, pid),
                         name: name.as_str().into(),
@@ -634,7 +659,11 @@ impl Import<'_> {
                     peer_port: ports as u16,
                 }));
             }
-            SOURCE_NET => return Err(Wrong("socket calls (net_send, net_recv) are no events of ours")),
+            SOURCE_NET => {
+                return Err(Wrong(
+                    "socket calls (net_send, net_recv) are no events of ours",
+                ));
+            }
             _ => return Err(Wrong("a source that is not known")),
         }
         if kept {
@@ -670,8 +699,12 @@ impl Import<'_> {
         };
         self.stacks_used |= stack_id != 0;
         if !self.own {
-            self.streamless += u64::from(matches!(op.name(), "cudaMemcpyAsync" | "cuMemcpyAsync" | "cuLaunchKernel"));
-            self.flat_copies += u64::from(matches!(op.name(), "cudaMemcpy2D" | "cudaMemcpy2DAsync"));
+            self.streamless += u64::from(matches!(
+                op.name(),
+                "cudaMemcpyAsync" | "cuMemcpyAsync" | "cuLaunchKernel"
+            ));
+            self.flat_copies +=
+                u64::from(matches!(op.name(), "cudaMemcpy2D" | "cudaMemcpy2DAsync"));
         }
         let head = Head {
             thread,
@@ -763,7 +796,10 @@ impl Import<'_> {
     }
 
     fn name(&mut self, thread: Thread, name: &str) {
-        if name.is_empty() || thread.tid.0 == 0 || self.names.get(&thread).is_some_and(|n| &**n == name) {
+        if name.is_empty()
+            || thread.tid.0 == 0
+            || self.names.get(&thread).is_some_and(|n| &**n == name)
+        {
             return;
         }
         if self.names.len() >= THREADS && !self.names.contains_key(&thread) {
@@ -803,17 +839,33 @@ impl Import<'_> {
             ));
         }
         for (count, detail) in [
-            (self.streamless, "streams of asynchronous copies and of driver launches: the imported trace has none, and they count as the default stream's"),
-            (self.flat_copies, "bytes of two-dimensional copies: the imported trace has those of one row"),
-            (partly_switched.len() as u64, "where the threads of a process were between calls: the imported trace follows only some of them, so none is judged by it"),
-            (u64::from(self.node.overfull), "all threads and processes of the imported trace: there were too many to remember"),
+            (
+                self.streamless,
+                "streams of asynchronous copies and of driver launches: the imported trace has none, and they count as the default stream's",
+            ),
+            (
+                self.flat_copies,
+                "bytes of two-dimensional copies: the imported trace has those of one row",
+            ),
+            (
+                partly_switched.len() as u64,
+                "where the threads of a process were between calls: the imported trace follows only some of them, so none is judged by it",
+            ),
+            (
+                u64::from(self.node.overfull),
+                "all threads and processes of the imported trace: there were too many to remember",
+            ),
         ] {
             if count > 0 {
                 gaps.push(gap(GapCode::NotRecorded, detail, count));
             }
         }
         if !self.stacks_used {
-            gaps.push(gap(GapCode::NoStacks, "lines of code: the imported trace has no stacks", 1));
+            gaps.push(gap(
+                GapCode::NoStacks,
+                "lines of code: the imported trace has no stacks",
+                1,
+            ));
         }
         self.writer.gaps(&gaps);
     }

@@ -154,7 +154,10 @@ pub(crate) fn args(call: &Call) -> Args {
 
 /// Whether a row's `arg0` is added up in the table of sums: bytes, or sectors.
 pub(crate) fn sums_arg0(source: u8, op: u16) -> bool {
-    matches!((source, op), (1, 1 | 4 | 7 | 8) | (4, 2 | 3 | 5 | 6) | (5, _))
+    matches!(
+        (source, op),
+        (1, 1 | 4 | 7 | 8) | (4, 2 | 3 | 5 | 6) | (5, _)
+    )
 }
 
 #[cfg(test)]

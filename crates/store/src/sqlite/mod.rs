@@ -31,7 +31,7 @@ mod table;
 mod tally;
 
 pub use aggregates::Totals;
-pub use export::{Chain, ExportError, Exported, export};
+pub use export::{Chain, ExportError, Step, export};
 pub use import::Imported;
 pub use open::{TraceDb, TraceDbError, is_sqlite};
 pub use survey::{Node, Survey};

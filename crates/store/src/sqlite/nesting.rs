@@ -105,7 +105,9 @@ mod tests {
                 let mut n = Nesting::default();
                 assert!(order.iter().all(|c| n.push(*c).is_none()));
                 let out: Vec<Call> = std::iter::from_fn(|| n.pop()).collect();
-                let found = out.iter().find(|c| (c.op, c.start) == (other.op, other.start) && c.thread == other.thread);
+                let found = out.iter().find(|c| {
+                    (c.op, c.start) == (other.op, other.start) && c.thread == other.thread
+                });
                 assert_eq!(found.unwrap().flags.nested(), nested, "{other:?}");
                 assert!(n.threads.is_empty());
             }
@@ -118,7 +120,9 @@ mod tests {
         let mut out = Vec::new();
         for i in 0..3 * WAITING as u64 {
             out.extend(n.push(call(i as u32 % 3, "cudaMemcpy", i, 1)));
-            assert!(n.waiting.len() <= WAITING && n.threads.values().all(|t| t.len() <= OF_A_THREAD));
+            assert!(
+                n.waiting.len() <= WAITING && n.threads.values().all(|t| t.len() <= OF_A_THREAD)
+            );
         }
         out.extend(std::iter::from_fn(|| n.pop()));
         assert!(out.iter().map(|c| c.start.0).eq(0..3 * WAITING as u64));

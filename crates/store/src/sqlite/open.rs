@@ -48,7 +48,9 @@ pub enum TraceDbError {
     Io(PathBuf, #[source] std::io::Error),
     #[error("{0:?} is not an SQLite database")]
     NotADatabase(PathBuf),
-    #[error("{0:?} is an SQLite database without a table \"events\" that has the columns of a trace")]
+    #[error(
+        "{0:?} is an SQLite database without a table \"events\" that has the columns of a trace"
+    )]
     NotATrace(PathBuf),
     #[error(
         "{path:?} was written by a newer agent (user_version {found}, this one reads up to {USER_VERSION}): upgrade"
@@ -148,7 +150,9 @@ impl TraceDb {
         // One snapshot for all that is read.
         connection
             .execute_batch("BEGIN")
-            .and_then(|()| connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))
+            .and_then(|()| {
+                connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))
+            })
             .map_err(sqlite)?;
         let version: i64 = connection
             .pragma_query_value(None, "user_version", |row| row.get(0))

@@ -76,7 +76,10 @@ pub(crate) struct ProcessSeen {
 impl Node {
     /// The process of a thread, when a row that does not err named it.
     pub(crate) fn process_of(&self, tid: u32) -> Option<u32> {
-        self.threads.get(&tid).map(|t| t.pid).filter(|pid| *pid != 0)
+        self.threads
+            .get(&tid)
+            .map(|t| t.pid)
+            .filter(|pid| *pid != 0)
     }
 
     /// Processes of which some threads' switches are recorded and others' are not: where a thread was when it made no
@@ -225,7 +228,14 @@ impl TraceDb {
             let row = (|| {
                 let (source, op) = (cells.number(4)?, cells.number(5)?);
                 let (start, end) = interval(source, op, cells.number(0)?, cells.number(1)?);
-                Ok::<_, super::table::Wrong>((source, op, start, end, cells.number(2)?, cells.number(3)?))
+                Ok::<_, super::table::Wrong>((
+                    source,
+                    op,
+                    start,
+                    end,
+                    cells.number(2)?,
+                    cells.number(3)?,
+                ))
             })();
             let Ok((source, op, start, end, pid, tid)) = row else {
                 return;

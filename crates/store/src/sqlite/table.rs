@@ -158,7 +158,9 @@ impl TraceDb {
                     // A tree whose pages are shared or looped would give rows for ever.
                     count += 1;
                     if (rowid <= last && count > 1) || count > self.rows_at_most {
-                        tally.damaged(format!("{table} is damaged after row {last}: what follows is left out"));
+                        tally.damaged(format!(
+                            "{table} is damaged after row {last}: what follows is left out"
+                        ));
                         return Ok(());
                     }
                     last = rowid;
@@ -167,7 +169,9 @@ impl TraceDb {
                 Err(e) => {
                     tally.damaged(match last {
                         i64::MIN => format!("{table} cannot be read ({e})"),
-                        _ => format!("{table} is damaged after row {last} ({e}): what follows is left out"),
+                        _ => format!(
+                            "{table} is damaged after row {last} ({e}): what follows is left out"
+                        ),
                     });
                     return Ok(());
                 }

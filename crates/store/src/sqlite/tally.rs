@@ -39,10 +39,7 @@ impl Tally {
             true => reason,
             false => "other reasons",
         };
-        let skipped = self
-            .skipped
-            .entry((table, reason.to_owned()))
-            .or_default();
+        let skipped = self.skipped.entry((table, reason.to_owned())).or_default();
         skipped.count += 1;
         if skipped.places.len() < PLACES {
             skipped.places.push(format!("{table} row {row}"));
