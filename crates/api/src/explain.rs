@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use warptrace_model::{
-    BootNanos, Category, ClockAnchor, Finding as ModelFinding, Incarnation,
+    BootNanos, Category, ClockAnchor, Finding as ModelFinding, Incarnation, Pid,
     Profile as ModelProfile, Unit, UnitKey, UnixNanos, Window,
 };
 use warptrace_store::{Session, StoreError};
 
+use crate::by_unit::{label_index, labels_of};
 use crate::{
     Blame, Drop, Evidence, Explain, Finding, Gap, Key, Op, Part, Place, Profile, SCHEMA, Subject,
     Units, WindowUnix, words,
@@ -18,6 +19,9 @@ use crate::{
 pub struct ExplainQuestion {
     /// Only the last so many ns of the session.
     pub since_nanos: Option<u64>,
+    /// Only units that carry this label with this value, or whose process does at their begin; what was found in them. Calls
+    /// are counted by the second and not by label: the answer has none then.
+    pub label: Option<(String, String)>,
     /// Only the finding whose id begins with this.
     pub finding: Option<String>,
 }
@@ -47,15 +51,7 @@ pub enum ExplainError {
 pub fn explain(session: &Session, question: &ExplainQuestion) -> Result<Explain, ExplainError> {
     let meta = session.meta();
     let anchor = session.anchor();
-    let whole = session.window()?;
-    let window = match question.since_nanos {
-        Some(nanos) => Window {
-            start: whole.start.max(whole.end.minus(nanos)),
-            end: whole.end,
-        },
-        None => whole,
-    };
-    let filter = question.since_nanos.map(|_| window);
+    let (window, filter) = since(session, question.since_nanos)?;
 
     let processes = session.processes()?;
     let command_of = |process: Incarnation| {
@@ -72,6 +68,22 @@ pub fn explain(session: &Session, question: &ExplainQuestion) -> Result<Explain,
             .then(b.excess_ns.cmp(&a.excess_ns))
             .then(a.id.cmp(&b.id))
     });
+    let mut units = session.units(filter)?;
+    if let Some((key, value)) = &question.label {
+        let labels = label_index(session)?;
+        units.retain(|u| labels_of(&labels, u).get(key) == Some(value));
+        let mut by_process: BTreeMap<Pid, Vec<Window>> = BTreeMap::new();
+        for u in &units {
+            by_process
+                .entry(u.key.process.pid)
+                .or_default()
+                .push(u.window());
+        }
+        findings.retain(|f| {
+            let of = by_process.get(&f.key.process.pid);
+            of.is_some_and(|windows| windows.iter().any(|w| w.overlap(&f.window) > 0))
+        });
+    }
     if let Some(asked) = &question.finding {
         let ids = |list: &[ModelFinding]| list.iter().map(|f| f.id.to_string()).collect::<Vec<_>>();
         let have = ids(&findings);
@@ -94,8 +106,11 @@ pub fn explain(session: &Session, question: &ExplainQuestion) -> Result<Explain,
         }
     }
 
-    let mut ops: Vec<Op> = session
-        .ops(filter)?
+    let counted = match question.label {
+        Some(_) => Vec::new(),
+        None => session.ops(filter)?,
+    };
+    let mut ops: Vec<Op> = counted
         .into_iter()
         .map(|stats| {
             let quantile = |q| stats.durations.quantile(q).unwrap_or(0);
@@ -118,7 +133,7 @@ pub fn explain(session: &Session, question: &ExplainQuestion) -> Result<Explain,
             .then(a.pid.cmp(&b.pid))
     });
 
-    let mut profile: Vec<Profile> = profiles(session.units(filter)?.iter())
+    let mut profile: Vec<Profile> = profiles(units.iter())
         .iter()
         .map(Profile::from_model)
         .collect();
@@ -168,9 +183,22 @@ pub fn explain(session: &Session, question: &ExplainQuestion) -> Result<Explain,
     })
 }
 
+/// What a question looks at: the whole session or its last `nanos`, and that as a filter when it is not the whole.
+pub(crate) fn since(
+    session: &Session,
+    nanos: Option<u64>,
+) -> Result<(Window, Option<Window>), StoreError> {
+    let whole = session.window()?;
+    let window = nanos.map_or(whole, |nanos| Window {
+        start: whole.start.max(whole.end.minus(nanos)),
+        end: whole.end,
+    });
+    Ok((window, nanos.map(|_| window)))
+}
+
 /// The usual unit of each key: means over its units that were not judged slow. Means are rounded down, category by category, and the usual
 /// unit is their sum, so that its parts add up.
-fn profiles<'a>(units: impl Iterator<Item = &'a Unit>) -> Vec<ModelProfile> {
+pub(crate) fn profiles<'a>(units: impl Iterator<Item = &'a Unit>) -> Vec<ModelProfile> {
     let mut sums: BTreeMap<UnitKey, (u64, [u128; Category::COUNT])> = BTreeMap::new();
     for unit in units.filter(|u| !u.incomplete && !u.slow) {
         let (count, parts) = sums.entry(unit.key).or_default();
@@ -213,7 +241,7 @@ impl Key {
 }
 
 impl Profile {
-    fn from_model(profile: &ModelProfile) -> Profile {
+    pub(crate) fn from_model(profile: &ModelProfile) -> Profile {
         let mut parts: Vec<Part> = profile
             .parts
             .iter()

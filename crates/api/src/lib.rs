@@ -5,6 +5,7 @@
 //! The words of a finding (title, summary, advice) are made here, from its data, so that every surface says the same.
 
 mod answer;
+mod by_unit;
 mod explain;
 mod live;
 mod words;
@@ -12,6 +13,10 @@ mod words;
 pub use answer::{
     Blame, Drop, Evidence, Explain, Finding, Gap, Key, Op, Part, Place, Profile, SCHEMA, Subject,
     Units, WindowUnix,
+};
+pub use by_unit::{
+    BY_UNIT_SCHEMA, ByUnit, ByUnitQuestion, MemoryAt, NamedUnit, OVERLAP_CAVEAT, PartBeside,
+    by_unit,
 };
 pub use explain::{ExplainError, ExplainQuestion, explain};
 pub use live::{HostContext, Live, LiveOp};

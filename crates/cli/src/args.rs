@@ -157,8 +157,17 @@ pub(crate) struct ExplainArgs {
     /// Only the last part of it (90s, 5m)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) since: Option<Duration>,
+    /// Account for each step that the job named
+    #[arg(long, group = "by")]
+    pub(crate) by_step: bool,
+    /// Account for each request that the job named; requests overlap and share the GPU
+    #[arg(long, group = "by")]
+    pub(crate) by_request: bool,
+    /// Only steps, requests and intervals that carry this label
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label, conflicts_with = "finding")]
+    pub(crate) label: Option<(String, String)>,
     /// One finding, with all its evidence
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", conflicts_with = "by")]
     pub(crate) finding: Option<String>,
     /// Exit with 1 when there is a finding of this severity or above (low, medium, high, critical)
     #[arg(long, value_name = "SEVERITY", value_parser = parse_severity)]
@@ -270,6 +279,15 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         Ok(d) if d.is_zero() => Err("a time above zero is needed (30s, 5m, 2h)".into()),
         Ok(d) => Ok(d),
         Err(_) => Err("not a time: write a number with a unit (500ms, 30s, 5m, 2h, 7d)".into()),
+    }
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if warptrace_model::Labels::is_key(key) => {
+            Ok((key.to_owned(), value.to_owned()))
+        }
+        _ => Err("a label is KEY=VALUE, its key made of letters, digits, _ . and -".into()),
     }
 }
 

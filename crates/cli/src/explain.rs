@@ -1,8 +1,8 @@
 //! `explain`: a session's answer, for people or as JSON.
 
 use anyhow::Context as _;
-use warptrace_api::{Explain, ExplainQuestion};
-use warptrace_model::Severity;
+use warptrace_api::{ByUnitQuestion, Explain, ExplainQuestion};
+use warptrace_model::{NamedBy, Severity};
 
 use crate::args::{ExplainArgs, Global};
 use crate::{output, sessions, show};
@@ -11,10 +11,31 @@ pub(crate) fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<u8> {
     let folder = sessions::resolve(global, args.session.as_deref())?;
     let session =
         sessions::open(&folder).with_context(|| format!("cannot read the session {folder:?}"))?;
+    let since_nanos = args
+        .since
+        .map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
+    let by = match (args.by_step, args.by_request) {
+        (true, _) => Some(NamedBy::Step),
+        (_, true) => Some(NamedBy::Request),
+        _ => None,
+    };
+    if let Some(by) = by {
+        let question = ByUnitQuestion {
+            by,
+            since_nanos,
+            label: args.label.clone(),
+        };
+        let answer = warptrace_api::by_unit(&session, &question)?;
+        if args.output.json {
+            output::print_json(&answer)?;
+        } else {
+            output::print(&show::by_unit(&answer, output::paint(global)))?;
+        }
+        return Ok(u8::from(args.fail_on.is_some() && answer.slow > 0));
+    }
     let question = ExplainQuestion {
-        since_nanos: args
-            .since
-            .map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
+        since_nanos,
+        label: args.label.clone(),
         finding: args.finding.clone(),
     };
     let answer = warptrace_api::explain(&session, &question)?;

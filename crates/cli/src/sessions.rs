@@ -182,7 +182,7 @@ fn list(dirs: &DataDir, json: bool) -> anyhow::Result<()> {
 }
 
 /// Bytes for people.
-fn size_text(bytes: u64) -> String {
+pub(crate) fn size_text(bytes: u64) -> String {
     match bytes {
         0..1_024 => format!("{bytes} B"),
         1_024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),

@@ -2,7 +2,11 @@
 
 use std::fmt::Write as _;
 
-use warptrace_api::{Explain, Finding, Profile, category_words, duration_text};
+use warptrace_api::{
+    ByUnit, Explain, Finding, MemoryAt, NamedUnit, Profile, category_words, duration_text,
+};
+
+use crate::sessions::size_text;
 
 /// Colours of a terminal, or none.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +99,142 @@ pub(crate) fn explain(answer: &Explain, paint: Paint, one: bool) -> String {
     out
 }
 
+/// Units shown one by one; the rest is counted.
+const UNITS_SHOWN: usize = 20;
+
+/// Steps or requests: the usual one, then the slow ones, or the longest when none was slow.
+pub(crate) fn by_unit(answer: &ByUnit, paint: Paint) -> String {
+    let mut out = String::new();
+    let word = unit_word(answer);
+    let nanos = answer.window.end_unix_ns - answer.window.start_unix_ns;
+    let head = format!(
+        "{} · {} · {} {word}s · {} slow",
+        answer.session,
+        duration_text(nanos),
+        thousands(answer.units.len() as u64),
+        thousands(answer.slow as u64)
+    );
+    let _ = writeln!(out, "{}", paint.bold(&head));
+    if let Some(caveat) = answer.caveat {
+        let _ = writeln!(out, "{}", paint.dim(caveat));
+    }
+    if answer.units.is_empty() {
+        let _ = writeln!(
+            out,
+            "\nThe job named no {word} here. It does so by annotations: record with --annotate, and send {}=… \
+             (warptrace annotate --help).",
+            answer.by
+        );
+        return out;
+    }
+    for profile in answer.profile.iter().take(3) {
+        let _ = writeln!(
+            out,
+            "\nA usual {word} ({} of them), {}: {}",
+            thousands(profile.units),
+            duration_text(profile.mean_ns),
+            parts(profile)
+        );
+    }
+    let mut shown: Vec<&NamedUnit> = answer
+        .units
+        .iter()
+        .filter(|u| u.slow || answer.slow == 0)
+        .collect();
+    shown.sort_by_key(|u| std::cmp::Reverse((u.excess_ns, u.dur_ns)));
+    let more = shown.len().saturating_sub(UNITS_SHOWN);
+    shown.truncate(UNITS_SHOWN);
+    out += match answer.slow {
+        0 => "\nNone was slow. The longest:\n",
+        _ => "\nSlow, by what was lost:\n",
+    };
+    for u in shown {
+        out += &unit_text(u, word, paint);
+    }
+    if more > 0 {
+        let _ = writeln!(
+            out,
+            "and {} more: --json has them all",
+            thousands(more as u64)
+        );
+    }
+    out
+}
+
+fn unit_word(answer: &ByUnit) -> &'static str {
+    match answer.by {
+        "step" => "step",
+        _ => "request",
+    }
+}
+
+fn unit_text(u: &NamedUnit, word: &str, paint: Paint) -> String {
+    let mut out = String::new();
+    let excess = u.excess_ns.unwrap_or(0);
+    let sign = if excess < 0 { "−" } else { "+" };
+    let _ = writeln!(
+        out,
+        "  {}  {} ({sign}{})",
+        paint.bold(&format!("{word} {}", u.value)),
+        duration_text(u.dur_ns),
+        duration_text(excess.unsigned_abs())
+    );
+    let longer: Vec<String> = u
+        .parts
+        .iter()
+        .filter(|p| p.ns > p.usual_ns && (p.ns - p.usual_ns) * 50 >= excess.unsigned_abs())
+        .map(|p| {
+            format!(
+                "{} +{}",
+                category_words(p.category),
+                duration_text(p.ns - p.usual_ns)
+            )
+        })
+        .collect();
+    if excess > 0 && !longer.is_empty() {
+        let _ = writeln!(out, "      longer  {}", longer.join(" · "));
+    }
+    if let Some(memory) = &u.memory
+        && let Some(text) = memory_text(memory)
+    {
+        let _ = writeln!(out, "      memory  {text}");
+    }
+    let labels: Vec<String> = u
+        .labels
+        .iter()
+        .filter(|(k, _)| *k != "step" && *k != "request_id")
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect();
+    if !labels.is_empty() {
+        let _ = writeln!(out, "      labels  {}", labels.join(" "));
+    }
+    if let Some(id) = u.findings.first() {
+        let id = id.get(..6).unwrap_or(id);
+        let _ = writeln!(out, "      why     warptrace explain --finding {id}");
+    }
+    out
+}
+
+fn memory_text(memory: &MemoryAt) -> Option<String> {
+    let mut parts = Vec::new();
+    if let Some(bytes) = memory.allocated_bytes {
+        parts.push(format!("{} held by the process", size_text(bytes)));
+    }
+    if let Some(bytes) = memory.reserved_bytes {
+        parts.push(format!("{} reserved by its allocator", size_text(bytes)));
+    }
+    match (memory.device_used_bytes, memory.device_total_bytes) {
+        (Some(used), Some(total)) => parts.push(format!(
+            "{} of {} in use on the device",
+            size_text(used),
+            size_text(total)
+        )),
+        (Some(used), None) => parts.push(format!("{} in use on the device", size_text(used))),
+        _ => {}
+    }
+    (!parts.is_empty()).then(|| parts.join(" · "))
+}
+
 fn headline(answer: &Explain) -> String {
     let subject = &answer.subject;
     let program = subject
@@ -126,8 +266,17 @@ fn headline(answer: &Explain) -> String {
             .end_unix_ns
             .saturating_sub(answer.window.start_unix_ns),
     ));
-    let units: u64 = answer.profile.iter().map(|p| p.units).sum();
-    parts.push(format!("{} wait intervals", thousands(units)));
+    let of_kind = |named: bool| -> u64 {
+        let units = answer.profile.iter();
+        units
+            .filter(|p| (p.key.kind == "named") == named)
+            .map(|p| p.units)
+            .sum()
+    };
+    parts.push(match of_kind(true) {
+        0 => format!("{} wait intervals", thousands(of_kind(false))),
+        n => format!("{} steps and requests", thousands(n)),
+    });
     parts.push(match answer.findings.len() {
         0 => "no findings".to_owned(),
         1 => "1 finding".to_owned(),
