@@ -27,6 +27,7 @@ mod engine;
 mod incidents;
 mod judge;
 mod labels;
+pub mod memory;
 mod order;
 mod partition;
 mod profile;
@@ -40,7 +41,7 @@ mod world;
 pub mod testing;
 
 pub use allocations::{Allocations, AllocatorLevel};
-pub use engine::{Engine, Output};
+pub use engine::{Engine, MemorySample, Output};
 pub use labels::{Forgotten, Joined, LabelCaps, LabelIndex, join};
 pub use stats::OpStats;
 pub use thresholds::{

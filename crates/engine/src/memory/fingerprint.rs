@@ -97,7 +97,7 @@ pub fn fingerprint(kind: IssueKind, dimensions: &Object) -> Result<Fingerprint, 
 }
 
 fn comparable(object: &Object) -> Result<Object, FingerprintError> {
-    let mut pairs = Vec::with_capacity(object.len());
+    let mut pairs: Vec<(Box<str>, Value)> = Vec::with_capacity(object.len());
     for (key, value) in object.iter() {
         if key.trim().is_empty() {
             return Err(FingerprintError::BlankKey);

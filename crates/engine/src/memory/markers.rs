@@ -24,8 +24,15 @@ pub struct Marker {
     pub world_size: Int,
     /// The event's, in the form in which it is known; `phase` for phases.
     pub event_type: &'static str,
-    /// The event's; `None` for phases.
-    pub metadata: Option<Arc<Metadata>>,
+    pub source: MarkerSource,
+}
+
+/// What a mark was made from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MarkerSource {
+    /// An event, with what it says.
+    Event(Arc<Metadata>),
+    Phase(Box<PhaseSpan>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,7 +71,11 @@ impl Marker {
             "warning" => (Alert, "warning", "Warning"),
             "critical" => (Alert, "critical", "Critical alert"),
             _ if has_oom_metadata(event) => {
-                if let Some(reason) = event.metadata.values.get("oom_reason").and_then(Value::as_str)
+                if let Some(reason) = event
+                    .metadata
+                    .values
+                    .get("oom_reason")
+                    .and_then(Value::as_str)
                     && !reason.trim().is_empty()
                 {
                     label = format!("OOM detected: {}", reason.trim()).into();
@@ -93,7 +104,7 @@ impl Marker {
             local_rank: identity.local_rank.clone(),
             world_size: identity.world_size.clone(),
             event_type,
-            metadata: Some(event.metadata.clone()),
+            source: MarkerSource::Event(event.metadata.clone()),
         })
     }
 
@@ -110,7 +121,7 @@ impl Marker {
             local_rank: identity.local_rank.clone(),
             world_size: identity.world_size.clone(),
             event_type: "phase",
-            metadata: None,
+            source: MarkerSource::Phase(Box::new(span.clone())),
         }
     }
 
@@ -146,7 +157,8 @@ fn has_oom_metadata(event: &MemoryEvent) -> bool {
 pub fn markers(events: &[MemoryEvent], phases: &Phases) -> Vec<Marker> {
     let mut markers: Vec<Marker> = events.iter().filter_map(Marker::of).collect();
     for span in phases.unsorted_spans() {
-        let of_rank = |e: &&MemoryEvent| e.session_id == span.session_id && e.identity.rank == span.rank;
+        let of_rank =
+            |e: &&MemoryEvent| e.session_id == span.session_id && e.identity.rank == span.rank;
         let identity = events.iter().find(of_rank).map(|e| e.identity.clone());
         markers.push(Marker::of_phase(span, &identity.unwrap_or_default()));
     }

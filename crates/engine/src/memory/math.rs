@@ -17,7 +17,12 @@ pub(super) fn median(values: &[f64]) -> Option<f64> {
 
 /// The median distance from `center`.
 pub(super) fn median_distance(values: &[f64], center: f64) -> Option<f64> {
-    median(&values.iter().map(|v| (v - center).abs()).collect::<Vec<_>>())
+    median(
+        &values
+            .iter()
+            .map(|v| (v - center).abs())
+            .collect::<Vec<_>>(),
+    )
 }
 
 pub(super) fn mean(values: &[f64]) -> Option<f64> {
@@ -140,8 +145,8 @@ fn ln_gamma(x: f64) -> f64 {
         x += 1.0;
     }
     let inverse = 1.0 / (x * x);
-    let series = 1.0 / 12.0
-        - inverse * (1.0 / 360.0 - inverse * (1.0 / 1260.0 - inverse * (1.0 / 1680.0)));
+    let series =
+        1.0 / 12.0 - inverse * (1.0 / 360.0 - inverse * (1.0 / 1260.0 - inverse * (1.0 / 1680.0)));
     (x - 0.5) * x.ln() - x + 0.5 * (2.0 * std::f64::consts::PI).ln() + series / x - shift
 }
 

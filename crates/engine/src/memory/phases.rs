@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use warptrace_model::{Int, MemoryEvent, Object, Value};
+use warptrace_model::{Int, MemoryEvent, Value};
 
 /// One phase of one thread, from its entry to its exit, both included.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,9 @@ pub struct PhaseSpan {
     pub sequence: Int,
     /// Nobody said that it ended.
     pub synthetic_end: bool,
+    /// Which step of the job it is: `step`, `global_step` or `iteration` of its attributes, or the number in a name like
+    /// `step 12`.
+    pub step: Option<i64>,
 }
 
 impl PhaseSpan {
@@ -82,7 +85,9 @@ impl PhaseAttribution {
     pub fn text(&self) -> String {
         match self {
             PhaseAttribution::Unique { path, .. } => path.clone(),
-            PhaseAttribution::Ambiguous { paths, .. } => format!("(ambiguous) {}", paths.join(" | ")),
+            PhaseAttribution::Ambiguous { paths, .. } => {
+                format!("(ambiguous) {}", paths.join(" | "))
+            }
         }
     }
 
@@ -113,18 +118,18 @@ pub struct Phases {
 
 /// A well-formed boundary.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Boundary<'a> {
-    pub(super) enter: bool,
-    pub(super) path: &'a [Value],
-    pub(super) scope_id: &'a str,
-    pub(super) thread_id: &'a Int,
-    pub(super) thread_name: &'a str,
-    pub(super) sequence: &'a Int,
-    pub(super) attributes: Option<&'a Object>,
+struct Boundary<'a> {
+    enter: bool,
+    path: &'a [Value],
+    scope_id: &'a str,
+    thread_id: &'a Int,
+    thread_name: &'a str,
+    sequence: &'a Int,
+    step: Option<i64>,
 }
 
 impl<'a> Boundary<'a> {
-    pub(super) fn of(event: &'a MemoryEvent) -> Option<Boundary<'a>> {
+    fn of(event: &'a MemoryEvent) -> Option<Boundary<'a>> {
         let (enter, action) = match &*event.event_type {
             "phase_enter" => (true, "enter"),
             "phase_exit" => (false, "exit"),
@@ -148,11 +153,19 @@ impl<'a> Boundary<'a> {
             thread_id: scope.get("thread_id")?.as_int()?,
             thread_name: text("thread_name")?,
             sequence: scope.get("sequence")?.as_int()?,
-            attributes: scope.get("attributes").and_then(Value::as_object),
+            step: scope
+                .get("attributes")
+                .and_then(Value::as_object)
+                .and_then(|said| {
+                    ["step", "global_step", "iteration"]
+                        .into_iter()
+                        .find_map(|key| said.get(key)?.as_int()?.to_i64())
+                })
+                .or_else(|| step_in_name(text("name")?)),
         })
     }
 
-    pub(super) fn names(&self) -> Vec<Box<str>> {
+    fn names(&self) -> Vec<Box<str>> {
         self.path
             .iter()
             .filter(|name| is_name(name))
@@ -161,63 +174,139 @@ impl<'a> Boundary<'a> {
     }
 }
 
+/// The number in `step 12`, `train_step_12`, `iteration: 12`, `batch12`.
+fn step_in_name(name: &str) -> Option<i64> {
+    let word = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    let number = name[word.len()..].parse().ok()?;
+    let word = word
+        .trim_end_matches([' ', '_', '-', ':', '#', '='])
+        .to_ascii_lowercase();
+    ["step", "iteration", "iter", "batch"]
+        .iter()
+        .any(|kind| word.ends_with(kind))
+        .then_some(number)
+}
+
 fn is_name(value: &Value) -> bool {
     value.as_str().is_some_and(|name| !name.is_empty())
 }
 
-impl Phases {
-    /// Replays the boundaries among `events`, which may come in any order. Cost: O(n log n).
-    pub fn of<'a>(events: impl IntoIterator<Item = &'a MemoryEvent>) -> Phases {
-        let mut last: HashMap<(Arc<str>, Int), Int> = HashMap::new();
-        let mut boundaries: Vec<(&MemoryEvent, Boundary<'_>)> = Vec::new();
-        for event in events {
-            let key = (event.session_id.clone(), event.identity.rank.clone());
-            let end = last.entry(key).or_insert_with(|| event.timestamp_ns.clone());
+/// Boundaries as they come, to be replayed when all are there. Memory is bounded by the number of boundaries given.
+#[derive(Debug, Clone)]
+pub struct PhaseLog {
+    boundaries: Vec<Said>,
+    max_boundaries: usize,
+    dropped: u64,
+    /// Last event of a session and rank.
+    last: HashMap<(Arc<str>, Int), Int>,
+    max_ranks: usize,
+}
+
+/// A boundary that is kept.
+#[derive(Debug, Clone)]
+struct Said {
+    session_id: Arc<str>,
+    rank: Int,
+    at_ns: Int,
+    enter: bool,
+    path: Vec<Box<str>>,
+    scope_id: Box<str>,
+    thread_id: Int,
+    thread_name: Box<str>,
+    sequence: Int,
+    step: Option<i64>,
+}
+
+impl PhaseLog {
+    /// Keeps at most `max_boundaries`; those that come after are counted and passed over.
+    pub fn new(max_boundaries: usize) -> PhaseLog {
+        PhaseLog {
+            boundaries: Vec::new(),
+            max_boundaries,
+            dropped: 0,
+            last: HashMap::new(),
+            max_ranks: 65_536,
+        }
+    }
+
+    /// Takes an event, a boundary or not.
+    pub fn add(&mut self, event: &MemoryEvent) {
+        let key = (event.session_id.clone(), event.identity.rank.clone());
+        if let Some(end) = self.last.get_mut(&key) {
             if event.timestamp_ns > *end {
                 *end = event.timestamp_ns.clone();
             }
-            if let Some(boundary) = Boundary::of(event) {
-                boundaries.push((event, boundary));
-            }
+        } else if self.last.len() < self.max_ranks {
+            self.last.insert(key, event.timestamp_ns.clone());
         }
-        boundaries.sort_by(|(a, x), (b, y)| {
-            (&a.session_id, &a.identity.rank, &a.timestamp_ns, x.sequence, x.scope_id).cmp(&(
-                &b.session_id,
-                &b.identity.rank,
-                &b.timestamp_ns,
-                y.sequence,
-                y.scope_id,
-            ))
+        let Some(boundary) = Boundary::of(event) else {
+            return;
+        };
+        if self.boundaries.len() >= self.max_boundaries {
+            self.dropped += 1;
+            return;
+        }
+        self.boundaries.push(Said {
+            session_id: event.session_id.clone(),
+            rank: event.identity.rank.clone(),
+            at_ns: event.timestamp_ns.clone(),
+            enter: boundary.enter,
+            path: boundary.names(),
+            scope_id: boundary.scope_id.into(),
+            thread_id: boundary.thread_id.clone(),
+            thread_name: boundary.thread_name.into(),
+            sequence: boundary.sequence.clone(),
+            step: boundary.step,
         });
+    }
+
+    /// Boundaries that did not fit.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Puts the boundaries in order and pairs them. Cost: O(n log n).
+    pub fn replay(mut self) -> Phases {
+        let key = |b: &Said| {
+            (
+                b.session_id.clone(),
+                b.rank.clone(),
+                b.at_ns.clone(),
+                b.sequence.clone(),
+                b.scope_id.clone(),
+            )
+        };
+        self.boundaries.sort_by_cached_key(key);
         let mut phases = Phases::default();
         let mut open: BTreeMap<(Arc<str>, Int, Int), Vec<PhaseSpan>> = BTreeMap::new();
-        for (event, boundary) in boundaries {
+        for said in self.boundaries {
             let thread = (
-                event.session_id.clone(),
-                event.identity.rank.clone(),
-                boundary.thread_id.clone(),
+                said.session_id.clone(),
+                said.rank.clone(),
+                said.thread_id.clone(),
             );
             let stack = open.entry(thread).or_default();
-            if boundary.enter {
+            if said.enter {
                 stack.push(PhaseSpan {
-                    session_id: event.session_id.clone(),
-                    rank: event.identity.rank.clone(),
-                    thread_id: boundary.thread_id.clone(),
-                    thread_name: boundary.thread_name.into(),
-                    scope_id: boundary.scope_id.into(),
-                    path: boundary.names(),
-                    start_ns: event.timestamp_ns.clone(),
-                    end_ns: event.timestamp_ns.clone(),
-                    sequence: boundary.sequence.clone(),
+                    session_id: said.session_id,
+                    rank: said.rank,
+                    thread_id: said.thread_id,
+                    thread_name: said.thread_name,
+                    scope_id: said.scope_id,
+                    path: said.path,
+                    start_ns: said.at_ns.clone(),
+                    end_ns: said.at_ns,
+                    sequence: said.sequence,
                     synthetic_end: false,
+                    step: said.step,
                 });
-            } else if let Some(mut span) = stack.pop_if(|top| *top.scope_id == *boundary.scope_id) {
-                span.end_ns = event.timestamp_ns.clone();
+            } else if let Some(mut span) = stack.pop_if(|top| top.scope_id == said.scope_id) {
+                span.end_ns = said.at_ns;
                 phases.add(span);
             }
         }
         for mut span in open.into_values().flatten() {
-            if let Some(end) = last.get(&(span.session_id.clone(), span.rank.clone())) {
+            if let Some(end) = self.last.get(&(span.session_id.clone(), span.rank.clone())) {
                 span.end_ns = end.clone();
             }
             span.synthetic_end = true;
@@ -229,6 +318,17 @@ impl Phases {
             });
         }
         phases
+    }
+}
+
+impl Phases {
+    /// Replays the boundaries among `events`, which may come in any order. Cost: O(n log n).
+    pub fn of<'a>(events: impl IntoIterator<Item = &'a MemoryEvent>) -> Phases {
+        let mut log = PhaseLog::new(usize::MAX);
+        for event in events {
+            log.add(event);
+        }
+        log.replay()
     }
 
     fn add(&mut self, span: PhaseSpan) {
@@ -280,7 +380,9 @@ impl Phases {
             &event.timestamp_ns,
             PhaseOrigin {
                 thread_id: metadata.get("origin_thread_id").and_then(Value::as_int),
-                scope_id: metadata.get("origin_phase_scope_id").and_then(Value::as_str),
+                scope_id: metadata
+                    .get("origin_phase_scope_id")
+                    .and_then(Value::as_str),
             },
         )
     }
@@ -291,10 +393,7 @@ fn latest<'a>(spans: impl Iterator<Item = &'a PhaseSpan>) -> Option<&'a PhaseSpa
     spans.max_by(|a, b| (&a.sequence, &a.start_ns).cmp(&(&b.sequence, &b.start_ns)))
 }
 
-pub(super) fn attribute(
-    active: &[&PhaseSpan],
-    origin: PhaseOrigin<'_>,
-) -> Option<PhaseAttribution> {
+fn attribute(active: &[&PhaseSpan], origin: PhaseOrigin<'_>) -> Option<PhaseAttribution> {
     let unique = |span: &PhaseSpan, source| PhaseAttribution::Unique {
         source,
         path: span.path_text(),

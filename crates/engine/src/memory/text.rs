@@ -2,13 +2,18 @@
 //!
 //! The forms are those of the Python package `stormlog` 0.4.3, so that an issue has the same fingerprint in both.
 
+use warptrace_model::number_text::{decimal_digit, is_blank_char};
 use warptrace_model::{Int, Value};
 
 /// A text without what varies: trimmed, in lower case, hexadecimal numbers as `<hex>`, free-standing decimal ones (with
 /// decimals and a percent sign) as `<num>`, runs of white space as one space. `unknown` when nothing is left.
 pub fn normalized(text: &str) -> String {
     let lower = text.to_lowercase();
-    let words = lower.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = lower
+        .split(is_blank_char)
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ");
     if words.is_empty() {
         return "unknown".into();
     }
@@ -87,7 +92,12 @@ fn numbers(text: &str) -> String {
 /// Where the number ends that begins at `at`: the longest of digits, digits with decimals, and either with a percent sign,
 /// that no word character follows.
 fn number_at(chars: &[char], at: usize) -> Option<usize> {
-    let digits = |from: usize| chars[from..].iter().take_while(|c| is_digit(**c)).count();
+    let digits = |from: usize| {
+        chars[from..]
+            .iter()
+            .take_while(|c| decimal_digit(**c).is_some())
+            .count()
+    };
     let whole = at + digits(at);
     if whole == at {
         return None;
@@ -112,25 +122,6 @@ fn number_at(chars: &[char], at: usize) -> Option<usize> {
 
 fn is_word(c: char) -> bool {
     c == '_' || c.is_alphanumeric()
-}
-
-/// A decimal digit of any script that has its ten digits in order (general category Nd).
-fn is_digit(c: char) -> bool {
-    // Where a script's digit zero is; the nine after it follow. Unicode 15, category Nd, but for the mathematical
-    // digits, which are five runs from U+1D7CE on.
-    const ZEROS: [u32; 63] = [
-        0x30, 0x660, 0x6F0, 0x7C0, 0x966, 0x9E6, 0xA66, 0xAE6, 0xB66, 0xBE6, 0xC66, 0xCE6, 0xD66,
-        0xDE6, 0xE50, 0xED0, 0xF20, 0x1040, 0x1090, 0x17E0, 0x1810, 0x1946, 0x19D0, 0x1A80, 0x1A90,
-        0x1B50, 0x1BB0, 0x1C40, 0x1C50, 0xA620, 0xA8D0, 0xA900, 0xA9D0, 0xA9F0, 0xAA50, 0xABF0,
-        0xFF10, 0x104A0, 0x10D30, 0x11066, 0x110F0, 0x11136, 0x111D0, 0x112F0, 0x11450, 0x114D0,
-        0x11650, 0x116C0, 0x11730, 0x118E0, 0x11950, 0x11C50, 0x11D50, 0x11DA0, 0x11F50, 0x16A60,
-        0x16AC0, 0x16B50, 0x1E140, 0x1E2F0, 0x1E4F0, 0x1E950, 0x1FBF0,
-    ];
-    let c = u32::from(c);
-    if c < 0x80 {
-        return (0x30..0x3A).contains(&c);
-    }
-    (0x1D7CE..0x1D800).contains(&c) || ZEROS.iter().any(|zero| (*zero..zero + 10).contains(&c))
 }
 
 /// What an error is about: its [`normalized`] text before the first colon, at most 120 characters.
