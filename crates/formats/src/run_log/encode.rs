@@ -60,9 +60,9 @@ pub struct Stats<'a> {
     pub requests: u64,
     pub errors: u64,
     pub tokens_out: u64,
-    /// Left out where they are 0 or `None`.
-    pub corrupt: u64,
+    /// Records that the writer could not write; left out when 0.
     pub dropped: u64,
+    /// Left out when there are none.
     pub latency_micros: Option<&'a Latencies>,
 }
 
@@ -141,10 +141,8 @@ pub fn run_end(
     let mut text = format!(
         ",\"stats\":{{\"requests\":{requests},\"errors\":{errors},\"tokens_out\":{tokens_out}"
     );
-    for (name, value) in [("corrupt", stats.corrupt), ("dropped", stats.dropped)] {
-        if value > 0 {
-            text += &format!(",\"{name}\":{value}");
-        }
+    if stats.dropped > 0 {
+        text += &format!(",\"dropped\":{}", stats.dropped);
     }
     if let Some(latencies) = stats.latency_micros
         && let (Some(min), Some(max)) = (latencies.min(), latencies.max())
