@@ -702,7 +702,7 @@ impl<'a> Export<'a> {
             self.unix(a.at),
             escape_html(&json!(labels).to_string()),
             a.scope.map_or(0, |s| s.pid.0),
-            a.scope.map_or(0, |s| signed(s.start_ticks)),
+            a.scope.map_or(0, |s| s.start_ticks as i64),
             span.0,
             span.1,
             a.sender.map_or(0, |s| s.uid),

@@ -378,7 +378,7 @@ fn annotation(cells: &Cells<'_>) -> Result<Annotation, Wrong> {
             .then(|| {
                 Ok(Incarnation {
                     pid: Pid(pid),
-                    start_ticks: cells.number(3)?,
+                    start_ticks: cells.bits(3)?,
                 })
             })
             .transpose()?,

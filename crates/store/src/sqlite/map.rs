@@ -133,7 +133,7 @@ pub(crate) fn args(call: &Call) -> Args {
     };
     match (op.source, op.number) {
         (Source::Runtime, 3) => args.arg1 = call.stream.0,
-        (Source::Runtime, 5) => args.arg0 = call.stream.0,
+        (Source::Runtime, 5) => (args.arg0, args.arg1) = (call.stream.0, 0),
         (Source::Driver, 1..=3) => args.arg1 = 0,
         (Source::Graph, number) => {
             let (first, second) = handles(number);
