@@ -5,15 +5,34 @@
 //! opens a file.
 
 mod capabilities;
+mod csv;
+mod document;
 mod encode;
 mod error;
+mod folder;
 mod legacy;
+mod lines;
+mod load;
+mod manifest;
 pub mod open_json;
 mod record;
 mod session;
+mod shape;
 
+pub use csv::{MAX_ROW_BYTES, RowError, read_csv};
+pub use document::{DocumentError, Item, MAX_RECORD_BYTES, read_document};
 pub use encode::{NeedsV4, Version, record};
 pub use error::{RecordError, Rule};
+pub use folder::{Folder, Place, Plan, PlanError, Segment, plan};
+pub use lines::{BadLine, Batch, Chunk, ChunkDecoder, Chunks, LineError};
+pub use load::{
+    LoadError, LoadOptions, Read, SessionInfo, Skipped, Strictness, Tally, list_sessions,
+    load_events, load_sessions, note_bad_lines, read_events, upgrade_of,
+};
+pub use manifest::{
+    FORMAT, MANIFEST, Manifest, SCHEMA_VERSION, SEGMENT_PREFIX, SEGMENT_SUFFIX, SegmentEntry,
+    is_segment_file, looks_like_segment, segment_name,
+};
 pub use record::Upgrade;
 pub use session::{
     SummaryError, id_of_source, parse_status, parse_summary, stable_legacy_id, summary_object,

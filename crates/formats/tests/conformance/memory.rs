@@ -10,6 +10,8 @@ use warptrace_model::{Identity, LoadedSession, Object, StatedIdentity, Value, de
 
 use crate::support::{self, Report};
 
+mod files;
+
 /// The cases of a file of the folder `memory`, read as open data: their integers have no size limit.
 pub(crate) fn cases(name: &str) -> Vec<Object> {
     let bytes = support::read(format!("memory/{name}"));
