@@ -166,17 +166,36 @@ impl Allocations {
         now.change_bytes = now.change_bytes.saturating_sub(signed(taken.bytes));
     }
 
-    /// A process is gone, and with it what it held.
-    pub fn forget(&mut self, pid: Pid) {
+    /// A process is gone, and with it what it held: its last levels.
+    pub fn forget(&mut self, pid: Pid) -> Vec<(Option<Device>, AllocatorLevel)> {
+        let first = (pid, None);
+        if self
+            .levels
+            .range(first..)
+            .next()
+            .is_none_or(|((p, _), _)| *p != pid)
+        {
+            return Vec::new();
+        }
+        let last = self.take_where(|p| p == pid);
         self.levels.retain(|(p, _), _| *p != pid);
         self.live.retain(|(p, _)| *p != pid);
+        last.into_iter().map(|((_, d), level)| (d, level)).collect()
     }
 
     /// The levels of now, by process and device; peaks and changes count from here on anew.
     pub fn take(&mut self) -> Vec<((Pid, Option<Device>), AllocatorLevel)> {
+        self.take_where(|_| true)
+    }
+
+    fn take_where(
+        &mut self,
+        of: impl Fn(Pid) -> bool,
+    ) -> Vec<((Pid, Option<Device>), AllocatorLevel)> {
         let live = &self.live;
         self.levels
             .iter_mut()
+            .filter(|((pid, _), _)| of(*pid))
             .map(|(key, level)| {
                 while let Some((address, at)) = level.by_age.front()
                     && !is_live(live, key.0, *address, *at)

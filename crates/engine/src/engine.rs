@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use warptrace_model::record::{Class, OpId, Wait};
 use warptrace_model::{
-    Annotation, BootNanos, Call, Category, Event, Finding, Gap, GapCode, Loss, LossReason,
-    ProcessEvent, Profile, Stream, StreamScope, Unit, UnitKind,
+    Annotation, BootNanos, Call, Category, Device, Event, Finding, Gap, GapCode, Incarnation, Loss,
+    LossReason, Pid, ProcessEvent, Profile, Stream, StreamScope, Unit, UnitKind,
 };
 
+use crate::allocations::{Allocations, AllocatorLevel};
 use crate::judge::Judge;
 use crate::order::MergeBuffer;
 use crate::partition::Partition;
@@ -26,6 +27,8 @@ use crate::world::{CallSpan, GraphExec, InCall, Lead, ProcessIx, World};
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Output {
     pub units: Vec<Unit>,
+    /// Memory of each process that takes any, by device, at each sample of the machine and at its end.
+    pub memory: Vec<MemorySample>,
     /// New ones, and those that changed, under the id they had. The most severe first, then by excess.
     pub findings: Vec<Finding>,
     /// Differences in count, by code and detail.
@@ -34,12 +37,30 @@ pub struct Output {
     pub losses: Vec<Loss>,
 }
 
+/// What is known of a process's memory on a device at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemorySample {
+    pub at: BootNanos,
+    pub process: Incarnation,
+    pub device: Option<Device>,
+    /// By its own calls.
+    pub allocator: AllocatorLevel,
+    /// By the driver, of the same moment: in use by this process; in use by all; the device's size.
+    pub process_used_bytes: Option<u64>,
+    pub device_used_bytes: Option<u64>,
+    pub device_total_bytes: Option<u64>,
+    /// The process's last one.
+    pub last: bool,
+}
+
 /// Turns events into units, findings and statistics. Holds all its state: to cut a recording, keep the value.
 pub struct Engine {
     rules: Rules,
     order: MergeBuffer,
     world: World,
     stats: Stats,
+    allocations: Allocations,
+    memory: Vec<MemorySample>,
     judge: Judge,
     retransmits: Retransmits,
     roles: Vec<Role>,
@@ -109,6 +130,8 @@ impl Engine {
         Engine {
             world: World::new(&rules),
             stats: Stats::new(rules.caps.ops),
+            allocations: Allocations::default(),
+            memory: Vec::new(),
             judge: Judge::new(),
             order: MergeBuffer::default(),
             retransmits: Retransmits::default(),
@@ -206,6 +229,7 @@ impl Engine {
         }
         Output {
             units: std::mem::take(&mut self.judge.units),
+            memory: std::mem::take(&mut self.memory),
             findings: self.judge.drain(&self.world, &self.rules),
             gaps: std::mem::take(&mut self.gaps)
                 .into_iter()
@@ -429,6 +453,9 @@ impl Engine {
                 }
                 if let ProcessEvent::Exit { pid, .. } = *e {
                     self.stats.forget(pid);
+                    for (device, level) in self.allocations.forget(pid) {
+                        self.remember(BootNanos(at), pid, device, level, true);
+                    }
                     if self.world.process_mut(pid).named.unended() {
                         self.step_without_end();
                     }
@@ -442,7 +469,11 @@ impl Engine {
                 .files
                 .insert((p.pid, p.fd), p.path.as_str().into()),
             Event::Counts(c) => self.stats.counts(c),
-            Event::System(_) => {}
+            Event::System(_) => {
+                for ((pid, device), level) in self.allocations.take() {
+                    self.remember(BootNanos(at), pid, device, level, false);
+                }
+            }
             Event::Gpu(g) => self.world.sample((**g).clone()),
             Event::Annotation(a) => self.annotation(at, a),
             Event::Lost(l) => {
@@ -456,6 +487,7 @@ impl Engine {
     }
 
     fn call(&mut self, c: &Call) {
+        self.allocations.call(c);
         if c.flags.nested() && !c.flags.nested_in_library() {
             // Part of the call around it.
             return;
@@ -586,6 +618,39 @@ impl Engine {
         if lone && let Some((median, count)) = median {
             self.lone_call(c, how, median, count);
         }
+    }
+
+    /// Puts what the driver says beside what a process's calls say.
+    fn remember(
+        &mut self,
+        at: BootNanos,
+        pid: Pid,
+        device: Option<Device>,
+        allocator: AllocatorLevel,
+        last: bool,
+    ) {
+        let gpus = &self.world.gpus;
+        let sample = device
+            .and_then(|d| gpus.get(&d.0)?.samples.back())
+            .filter(|s| s.at == at);
+        let process = self.world.find_process(pid);
+        self.memory.push(MemorySample {
+            at,
+            process: process.map_or(
+                Incarnation {
+                    pid,
+                    start_ticks: 0,
+                },
+                |p| p.incarnation(),
+            ),
+            device,
+            allocator,
+            process_used_bytes: sample
+                .and_then(|s| s.processes.iter().find(|(p, ..)| *p == pid)?.2),
+            device_used_bytes: sample.and_then(|s| s.memory_used),
+            device_total_bytes: sample.and_then(|s| s.memory_total),
+            last,
+        });
     }
 
     /// The job said something of itself: a unit that it names may be over by that.

@@ -117,3 +117,51 @@ fn graphs_that_fail_or_are_never_launched_are_told() {
     );
     check(&unused.replace("32s", "29s"), expect![[""]]);
 }
+
+#[test]
+fn a_sample_of_memory_has_the_drivers_number_beside_that_of_the_calls() {
+    use warptrace_model::{BootNanos, Event, GpuSample, Pid, SystemSample};
+    let mut events = crate::testing::parse_trace(
+        "process train 1 job
+         train 1ms +1us cudaMalloc bytes=100 arg1=0xa
+         train 2ms +1us cudaMalloc bytes=900 arg1=0xb
+         train 3ms +1us cudaFree arg0=0xb
+         train 20ms exit",
+    )
+    .unwrap();
+    let at = BootNanos(10_000_000);
+    // The machine's sample came first, and is taken after the device's of the same moment.
+    events.push(Event::System(Box::new(SystemSample {
+        at,
+        ..SystemSample::default()
+    })));
+    events.push(Event::Gpu(Box::new(GpuSample {
+        at,
+        memory_used: Some(5_000),
+        memory_total: Some(9_000),
+        processes: vec![(Pid(1), None, Some(1_200))],
+        ..GpuSample::default()
+    })));
+    let out = crate::testing::explain_events(events, crate::Rules::default());
+    let said: Vec<_> = out
+        .memory
+        .iter()
+        .map(|m| {
+            let a = &m.allocator;
+            (
+                a.live_bytes,
+                a.peak_bytes,
+                m.process_used_bytes,
+                m.device_used_bytes,
+                m.last,
+            )
+        })
+        .collect();
+    assert_eq!(
+        said,
+        [
+            (100, 1_000, Some(1_200), Some(5_000), false),
+            (100, 100, None, None, true)
+        ]
+    );
+}
