@@ -11,9 +11,14 @@
 //! and counted, while exact counts, names and processes are kept for the next batch: the capture thread never waits for
 //! the disk. Closing it in order (sources, channel, engine, store) loses nothing that a source had.
 
+mod annotate;
 mod live;
 mod pipeline;
 mod places;
 mod symbols;
 
+pub use annotate::{
+    AnnotationCounts, AnnotationReceiver, AnnotationSocket, ConnectionLoss, Limits as SocketLimits,
+    LineLoss, SocketError, SocketOptions,
+};
 pub use pipeline::{AgentError, Config, Finished, Recording};

@@ -12,16 +12,18 @@
 //! [`check_scope`] (whether its sender may say it of that process), and [`Draft::check`] (limits); a writer's way is
 //! [`Line::encode`]. What is refused has a [`Refusal`], and the names of refusals are the names of counters.
 //!
-//! It does not know sockets, clocks, or how pids are looked up.
+//! It does not know clocks, how pids are looked up, or how a socket is opened; only where they lie ([`Surroundings`]).
 
 mod encode;
 mod line;
+mod place;
 mod refusal;
 mod scope;
 mod stream;
 
 pub use encode::encode_labels;
 pub use line::{Draft, Line};
+pub use place::{SOCKET_NAME, SOCKET_VARIABLE, Surroundings};
 pub use refusal::Refusal;
 pub use scope::{Target, check_scope};
 pub use stream::{Lines, Oversized, RateWindow};

@@ -3,6 +3,8 @@
 //! They are read from the folder that WARPTRACE_CONFORMANCE names, else from `testdata/conformance`. `cargo xtask conformance
 //! [DIR]` runs them all and prints the ids that did not pass.
 
+#[cfg(feature = "annotation")]
+mod annotation;
 #[cfg(feature = "memory")]
 mod memory;
 #[cfg(feature = "run-log")]
