@@ -7,6 +7,8 @@
 mod annotation;
 #[cfg(feature = "memory")]
 mod memory;
+#[cfg(feature = "memory")]
+mod memory_analysis;
 #[cfg(feature = "run-log")]
 mod run_log;
 mod support;
