@@ -1,11 +1,13 @@
 //! The two clocks of a run log.
 
+use std::fmt::Debug;
+use std::panic::RefUnwindSafe;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 
 /// Where times come from.
-pub trait Clock: Send + Sync + std::fmt::Debug {
+pub trait Clock: Send + Sync + RefUnwindSafe + Debug {
     /// Unix time, s.
     fn wall_secs(&self) -> i64;
     /// µs from any beginning; the same for all processes of the machine.
