@@ -13,8 +13,10 @@
 
 mod annotate;
 mod live;
+mod memory;
 mod pipeline;
 mod places;
+mod said;
 mod symbols;
 
 pub use annotate::{

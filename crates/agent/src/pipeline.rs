@@ -15,8 +15,11 @@ use warptrace_engine::{Engine, Rules};
 use warptrace_model::{BootNanos, Event, Gap, Loss, LossReason};
 use warptrace_store::{Frame, SessionWriter, Stack, StoreError};
 
+use crate::annotate::{AnnotationReceiver, AnnotationSocket};
 use crate::live::LiveState;
+use crate::memory::MemoryRecords;
 use crate::places::Places;
+use crate::said::Annotations;
 use crate::symbols;
 
 /// How often the capture thread asks its sources. The rings hold seconds of the usual load.
@@ -43,6 +46,8 @@ pub struct Config {
     pub gaps: Vec<Gap>,
     /// Looks user stacks up; without it they are stored as addresses.
     pub symbols: Option<Symbols>,
+    /// Where the job's own words come in.
+    pub annotations: Option<(AnnotationSocket, AnnotationReceiver)>,
 }
 
 /// Why a recording did not end well. What was stored is there.
@@ -101,6 +106,7 @@ impl Recording {
             tap,
             gaps,
             symbols,
+            annotations,
         } = config;
         let stop = Arc::new(AtomicBool::new(false));
         let live = Arc::new(Mutex::new(Live::default()));
@@ -112,12 +118,17 @@ impl Recording {
             writer.meta().id.clone(),
             sources.iter().map(|s| s.name()).collect(),
         );
+        let meta = writer.meta();
+        let interval_ms = u64::try_from(sample_every.as_millis()).unwrap_or(u64::MAX);
+        let memory = MemoryRecords::new(&meta.id, &meta.host, interval_ms);
         let pipeline = Pipeline {
             engine: Engine::new(rules),
             writer,
             tap,
             state,
             places: Places::default(),
+            memory,
+            annotations: annotations.map(Annotations::new),
             live: Arc::clone(&live),
             records: Arc::clone(&records),
             scratch: Vec::new(),
@@ -321,6 +332,8 @@ struct Pipeline {
     tap: Option<SyncSender<Vec<Event>>>,
     state: LiveState,
     places: Places,
+    memory: MemoryRecords,
+    annotations: Option<Annotations>,
     live: Arc<Mutex<Live>>,
     records: Arc<AtomicU64>,
     scratch: Vec<Event>,
@@ -346,6 +359,7 @@ impl Pipeline {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.hear();
             let now = clock::boot_now();
             self.engine.advance(now);
             self.settle(now);
@@ -359,6 +373,10 @@ impl Pipeline {
                 self.publish(now);
             }
         }
+        if let Some(annotations) = &mut self.annotations {
+            annotations.stop();
+        }
+        self.hear();
         let now = clock::boot_now();
         self.engine.finish(now);
         self.settle(now);
@@ -434,6 +452,24 @@ impl Pipeline {
                 }
             }
         }
+        self.spread(events);
+    }
+
+    /// Takes what the job has said of itself since the last time, and what of that was lost.
+    fn hear(&mut self) {
+        let Some(annotations) = &mut self.annotations else {
+            return;
+        };
+        let mut events = std::mem::take(&mut self.scratch);
+        annotations.hear(&mut events);
+        let gaps = annotations.gaps();
+        self.writer.gaps(&gaps);
+        self.state.gaps(&gaps);
+        self.spread(events);
+    }
+
+    /// Gives events to all that want them.
+    fn spread(&mut self, mut events: Vec<Event>) {
         self.writer.events(&events);
         self.state.events(&events);
         if let Some(tap) = &self.tap
@@ -448,9 +484,14 @@ impl Pipeline {
             };
             self.state.losses(&[loss]);
         }
-        for event in events.drain(..) {
-            if let Event::Call(call) = &event {
-                self.places.call(call);
+        let now = clock::boot_now();
+        for mut event in events.drain(..) {
+            match &mut event {
+                Event::Call(call) => self.places.call(call),
+                Event::ProcessInfo(p) => self.memory.process(p),
+                // A moment that is still to come would wait for it in the engine's memory.
+                Event::Annotation(a) => a.at = a.at.min(now),
+                _ => {}
             }
             self.engine.push(event);
         }
@@ -464,6 +505,12 @@ impl Pipeline {
             self.places.find(finding);
         }
         self.writer.units(&output.units);
+        for sample in &output.memory {
+            let anchor = self.writer.meta().clock.last().copied();
+            if let Some(event) = anchor.and_then(|a| self.memory.record(sample, &a)) {
+                self.writer.memory(&event);
+            }
+        }
         self.writer.findings(&output.findings);
         self.writer.gaps(&output.gaps);
         self.state.gaps(&output.gaps);

@@ -112,6 +112,9 @@ pub(crate) struct RecordArgs {
     /// Print the explanation as JSON when the command has ended (its own output goes on as usual)
     #[arg(long)]
     pub(crate) json: bool,
+    /// Take annotations: what the job says of its steps and requests (`warptrace annotate`, the SDK, ingero-annotate)
+    #[arg(long)]
+    pub(crate) annotate: bool,
     /// Do not explain at the end
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -134,6 +137,9 @@ pub(crate) struct TraceArgs {
     /// Kernel buffer for records, a power of two
     #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_ring_size)]
     pub(crate) ring_size: u32,
+    /// Take annotations: what the job says of its steps and requests (`warptrace annotate`, the SDK, ingero-annotate)
+    #[arg(long)]
+    pub(crate) annotate: bool,
     /// Do not explain at the end
     #[arg(long)]
     pub(crate) quiet: bool,

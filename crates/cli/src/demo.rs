@@ -194,6 +194,7 @@ impl Run<'_> {
             gpu_library: Some(self.folder.join("simgpu/libnvidia-ml.so.1")),
             sample_every: Duration::from_millis(250),
             rules,
+            annotate: false,
         };
         let bar = progress(talk, length);
         let mut injecting = None;

@@ -7,7 +7,9 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use warptrace_agent::{Config, Finished, Recording};
+use warptrace_agent::{
+    AnnotationReceiver, AnnotationSocket, Config, Finished, Recording, SocketOptions,
+};
 use warptrace_api::{Explain, ExplainQuestion};
 use warptrace_capture::clock;
 use warptrace_capture::discover::candidate_libraries;
@@ -16,6 +18,7 @@ use warptrace_capture::pollers::GpuPoller;
 use warptrace_capture::preload::{Preload, PreloadOptions};
 use warptrace_capture::symbols::Symbols;
 use warptrace_engine::Rules;
+use warptrace_formats::annotation::SOCKET_VARIABLE;
 use warptrace_model::{Event, Gap};
 use warptrace_tui::{Action, Tui};
 
@@ -44,6 +47,7 @@ pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
         gpu_library: None,
         sample_every: SAMPLE_EVERY,
         rules: Rules::default(),
+        annotate: args.annotate,
     };
     let mut ended = Outcome::default();
     let session = with_preload(global, &job, &signals, &mut |_| {}, &mut ended)?;
@@ -67,6 +71,7 @@ pub(crate) fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         gpu_library: None,
         sample_every: SAMPLE_EVERY,
         rules: Rules::default(),
+        annotate: args.annotate,
     };
     let view = Trace {
         ring_size: args.ring_size,
@@ -93,6 +98,8 @@ pub(crate) struct Watched<'a> {
     pub(crate) gpu_library: Option<PathBuf>,
     pub(crate) sample_every: Duration,
     pub(crate) rules: Rules,
+    /// Whether it may say what it is doing.
+    pub(crate) annotate: bool,
 }
 
 /// What `trace` shows while it runs.
@@ -155,11 +162,18 @@ pub(crate) fn with_preload(
             .map(|(name, value)| (OsString::from(name), value)),
     );
     let gpu = gpu_poller(job.gpu_library.as_deref());
+    let annotations = match job.annotate {
+        true => Some(annotation_socket(&dirs.path, &mut env)?),
+        false => None,
+    };
     let (writer, folder) = sessions::create(&dirs, &job.program.command, &["preload"])?;
     let mut running = job.program.start(&env)?;
     started(running.pid());
     // Preload takes no stacks.
-    let config = config(gpu, job, &job.program.command, running.pid(), None, None);
+    let config = Config {
+        annotations,
+        ..config(gpu, job, running.pid())
+    };
     let recording = match Recording::start(config, vec![Box::new(source)], writer) {
         Ok(recording) => recording,
         Err(e) => {
@@ -182,7 +196,12 @@ pub(crate) fn with_ebpf(
     outcome: &mut Outcome,
 ) -> anyhow::Result<Recorded> {
     let dirs = sessions::data_dir(global)?;
-    let mut running = job.program.start_gated(&job.env)?;
+    let mut env = job.env.clone();
+    let annotations = match job.annotate {
+        true => Some(annotation_socket(&dirs.path, &mut env)?),
+        false => None,
+    };
+    let mut running = job.program.start_gated(&env)?;
     let result = (|| {
         let options = ebpf::Options {
             pids: Some(Vec::new()),
@@ -195,8 +214,12 @@ pub(crate) fn with_ebpf(
         let gpu = gpu_poller(job.gpu_library.as_deref());
         let (writer, folder) = sessions::create(&dirs, &job.program.command, &["ebpf"])?;
         let (tap, events) = tap(view.json);
-        let symbols = Some(symbolizer());
-        let config = config(gpu, job, &job.program.command, running.pid(), tap, symbols);
+        let config = Config {
+            tap,
+            symbols: Some(symbolizer()),
+            annotations,
+            ..config(gpu, job, running.pid())
+        };
         let recording = Recording::start(config, vec![Box::new(source)], writer)?;
         running.release();
         started(running.pid());
@@ -268,6 +291,14 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
                 .join(", ")
         ),
     };
+    let annotations = match args.annotate {
+        true => {
+            let options = SocketOptions::usual(&dirs.path)?;
+            let started = AnnotationSocket::start(options);
+            Some(started.context("cannot listen for annotations")?)
+        }
+        false => None,
+    };
     let (gpu, gaps) = gpu_poller(None);
     let config = Config {
         rules: Rules::default(),
@@ -277,6 +308,7 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         tap,
         gaps,
         symbols: Some(symbolizer()),
+        annotations,
     };
     let recording = Recording::start(config, vec![Box::new(source)], writer)?;
     let mut screen = Screen::start(args.json, events, folder.clone());
@@ -371,23 +403,33 @@ fn gpu_poller(library: Option<&Path>) -> (Option<GpuPoller>, Vec<Gap>) {
     }
 }
 
-fn config(
-    (gpu, gaps): (Option<GpuPoller>, Vec<Gap>),
-    job: &Watched<'_>,
-    command: &[OsString],
-    pid: u32,
-    tap: Option<std::sync::mpsc::SyncSender<Vec<Event>>>,
-    symbols: Option<Symbols>,
-) -> Config {
+fn config((gpu, gaps): (Option<GpuPoller>, Vec<Gap>), job: &Watched<'_>, pid: u32) -> Config {
     Config {
         rules: job.rules.clone(),
-        target: format!("{} (pid {pid})", launch::shown(command)),
+        target: format!("{} (pid {pid})", launch::shown(&job.program.command)),
         sample_every: job.sample_every,
         gpu,
-        tap,
+        tap: None,
         gaps,
-        symbols,
+        symbols: None,
+        annotations: None,
     }
+}
+
+type Annotations = (AnnotationSocket, AnnotationReceiver);
+
+/// A socket for one command, whose environment `env` names it: several recorders may run side by side.
+fn annotation_socket(
+    data: &Path,
+    env: &mut Vec<(OsString, OsString)>,
+) -> anyhow::Result<Annotations> {
+    let mut options = SocketOptions::usual(data)?;
+    let name = format!("annotate-{}.sock", std::process::id());
+    options.path.set_file_name(name);
+    let path = options.path.clone();
+    let started = AnnotationSocket::start(options).context("cannot listen for annotations")?;
+    env.push((SOCKET_VARIABLE.into(), path.into()));
+    Ok(started)
 }
 
 /// Looks stacks up by another process of this program, which stays what it is when the file is replaced.

@@ -584,7 +584,7 @@ fn latest<V, K: Ord>(values: Vec<V>, key: impl Fn(&V) -> K) -> Vec<V> {
 
 /// Who lost records, as a name that lives as long as the program.
 fn source_name(name: &str) -> &'static str {
-    ["ebpf", "preload", "agent", "store", "engine"]
+    ["ebpf", "preload", "agent", "annotate", "json", "store", "engine"]
         .into_iter()
         .find(|known| *known == name)
         .unwrap_or("other")
