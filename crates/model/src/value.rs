@@ -238,6 +238,12 @@ impl PartialOrd<i64> for Int {
     }
 }
 
+impl Default for Int {
+    fn default() -> Int {
+        Int::ZERO
+    }
+}
+
 impl From<i64> for Int {
     fn from(value: i64) -> Int {
         Int::new(value)

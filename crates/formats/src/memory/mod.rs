@@ -15,7 +15,9 @@ mod lines;
 mod load;
 mod manifest;
 pub mod open_json;
+mod projection;
 mod record;
+mod rollup;
 mod session;
 mod shape;
 
@@ -33,7 +35,9 @@ pub use manifest::{
     FORMAT, MANIFEST, Manifest, SCHEMA_VERSION, SEGMENT_PREFIX, SEGMENT_SUFFIX, SegmentEntry,
     is_segment_file, looks_like_segment, segment_name,
 };
+pub use projection::{projected, record_id};
 pub use record::Upgrade;
+pub use rollup::{Coverage, ROLLUPS, SessionRollup, rollups_object, rollups_text};
 pub use session::{
     SummaryError, id_of_source, parse_status, parse_summary, stable_legacy_id, summary_object,
     uuid_text,

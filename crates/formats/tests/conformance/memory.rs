@@ -260,6 +260,70 @@ fn session_op(op: &str, input: &Object) -> Result<Value, String> {
     }
 }
 
+#[test]
+fn projection() {
+    let mut report = Report::new("memory_projection");
+    for case in cases("projection.jsonl") {
+        report.case(text(&case, "id"), || {
+            let event = raw_record(&case)
+                .and_then(|raw| Upgrade::default().event(raw).map_err(|e| e.to_string()));
+            let got = event.map(|event| Value::Object(memory::projected(&event, None)));
+            compare(got, get(&case, "expect").as_object().expect("expect"))
+        });
+    }
+    report.finish();
+}
+
+/// What the analysis vectors merge their overrides into.
+const BASE: &str = r#"{"schema_version":4,"session_id":"S","timestamp_ns":1700000000000000000,"event_type":"sample",
+    "collector":"stormlog.cuda_tracker","sampling_interval_ms":100,"pid":1,"host":"n1","device_id":0,
+    "allocator_allocated_bytes":1073741824,"allocator_reserved_bytes":2147483648,"allocator_active_bytes":null,
+    "allocator_inactive_bytes":null,"allocator_change_bytes":0,"device_used_bytes":2147483648,"device_free_bytes":null,
+    "device_total_bytes":17179869184,"context":null,"job_id":null,"rank":0,"local_rank":0,"world_size":1,"metadata":{}}"#;
+
+#[test]
+fn rollups() {
+    let mut report = Report::new("memory_rollups");
+    let cases = cases("analysis.jsonl");
+    for case in cases.iter().filter(|case| text(case, "op") == "rollup") {
+        report.case(text(case, "id"), || {
+            let input = get(case, "input").as_object().expect("input");
+            let base = open_json::parse(BASE.as_bytes()).expect("JSON");
+            let events = get(input, "events")
+                .as_array()
+                .unwrap_or_default()
+                .iter()
+                .map(|over| {
+                    let mut raw = base.as_object().expect("an object").clone();
+                    for (key, value) in over.as_object().expect("an object").iter() {
+                        raw.insert(key, value.clone());
+                    }
+                    Upgrade::default()
+                        .event(Value::Object(raw))
+                        .expect("an event")
+                });
+            let mut events: Vec<_> = events.collect();
+            events.sort_by(|a, b| a.timestamp_ns.cmp(&b.timestamp_ns));
+            let summary = parse_summary(get(input, "summary")).expect("a summary");
+            let window = get(input, "window_duration_ns")
+                .as_int()
+                .and_then(|n| n.to_u64());
+            let window = window.unwrap_or(60_000_000_000);
+            let mut sums = memory::SessionRollup::new(&summary.started_at_ns, window);
+            events.iter().for_each(|event| sums.add(event));
+            let session = sums.finish(&summary, &["src".to_owned()], &[]);
+            let coverage = memory::Coverage::default();
+            let mut got = memory::rollups_object(vec![session], None, &coverage, window, 0);
+            got.insert("generated_at_ns", "{NOW}");
+            compare(
+                Ok(Value::Object(got)),
+                get(case, "expect").as_object().expect("expect"),
+            )
+        });
+    }
+    report.finish();
+}
+
 fn any_event() -> warptrace_model::MemoryEvent {
     let raw = open_json::parse(br#"{"timestamp": 1}"#).expect("JSON");
     memory::Upgrade::default()
