@@ -8,6 +8,7 @@ mod answer;
 mod by_unit;
 mod explain;
 mod live;
+mod memory;
 mod words;
 
 pub use answer::{
@@ -20,4 +21,9 @@ pub use by_unit::{
 };
 pub use explain::{ExplainError, ExplainQuestion, explain};
 pub use live::{HostContext, Live, LiveOp};
+pub use memory::{
+    LevelRange, MEMORY_SCHEMA, Memory, MemoryCheck, MemoryFinding, MemoryIssue, MemoryLevel,
+    MemoryMarker, MemoryOutlier, MemoryPhase, MemoryPoint, MemoryQuestion, MemoryRanks, MemoryRise,
+    MemorySeries, MemorySession, Skip, memory, memory_answer, size_text, size_words, untold,
+};
 pub use words::{category_words, cause_words, command_text, duration_text};

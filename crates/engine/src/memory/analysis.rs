@@ -24,6 +24,8 @@ pub struct MemoryReport {
     pub sessions: Vec<SessionUse>,
     /// By session, rank, device, host, process.
     pub series: Vec<Series>,
+    /// The phase of each series' peaks, by [`Level`], where the job names its phases.
+    pub peak_phases: Vec<[Option<String>; 5]>,
     /// The worst first.
     pub findings: Vec<MemoryFinding>,
     /// What was looked for in each series, and what came out.
@@ -393,7 +395,16 @@ impl Analyzer {
         issues.sort_by_key(|i| (std::cmp::Reverse(i.count), i.first_ns));
         let ranks = compare(&self.series, &steps(&phases), &self.rules.ranks);
         let (findings, checks) = conclude(&self.series, &ranks, &self.ooms, &phases, &self.rules);
+        let peak_phases = self
+            .series
+            .iter()
+            .map(|one| {
+                let at = |level| phase_at(&phases, &one.key, one.peak(level)?.at_ns);
+                Level::ALL.map(at)
+            })
+            .collect();
         MemoryReport {
+            peak_phases,
             phases: phase_uses(&self.series, &phases),
             sessions: self.sessions,
             series: self.series,

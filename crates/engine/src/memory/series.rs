@@ -244,6 +244,14 @@ impl Series {
         }
     }
 
+    /// The same with at most `most` points. Cost: O(points).
+    #[must_use]
+    pub fn joined(&self, most: usize) -> Series {
+        let mut joined = self.clone();
+        joined.points.coarsen(most);
+        joined
+    }
+
     pub fn peak(&self, level: Level) -> Option<Peak> {
         self.peaks[level as usize]
     }
