@@ -1,0 +1,170 @@
+//! A job that says what it is doing, from its first word to the account of each step.
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use support::{Home, alone, can_trace, skip};
+
+/// A training loop of 90 steps that names its steps by `WRITER`, and in step 70 takes and gives back memory 400 times.
+const JOB: &str = r#"
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from train import Dim3, Runtime
+WRITER
+runtime = Runtime("libcudart.so.12")
+runtime.cudaSetDevice(0)
+kernel, stream = runtime.kernel("layer"), runtime.stream()
+held = runtime.allocate(192 << 20)
+for step in range(90):
+    say(step)
+    for _ in range(10):
+        runtime.cudaLaunchKernel(kernel, Dim3(2000, 1, 1), Dim3(256, 1, 1), None, 0, stream)
+    if step == 70:
+        for _ in range(400):
+            runtime.cudaFree(runtime.allocate(64 << 20))
+    runtime.cudaStreamSynchronize(stream)
+say(90)
+"#;
+
+/// By the socket itself, as the protocol is.
+const BY_HAND: &str = r#"
+import json, socket
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(os.environ["WARPTRACE_ANNOTATE_SOCKET"])
+def say(step):
+    line = {"pid": os.getpid(), "labels": {"step": str(step), "epoch": str(step // 60)}}
+    connection.sendall(json.dumps(line).encode() + b"\n")
+"#;
+
+/// By the package that others publish, which knows nothing of us.
+const BY_PACKAGE: &str = r#"
+from ingero_annotate import AnnotationWriter
+writer = AnnotationWriter()
+assert writer.active, "nobody listens where the package looks"
+def say(step):
+    writer.write({"step": str(step), "epoch": str(step // 60)}, pid=os.getpid())
+"#;
+
+/// Records the job; says why not when it cannot run here.
+fn record(home: &Home, how: &str, writer: &str) -> Result<(), String> {
+    let libraries = home.simgpu();
+    let script = home.dir.path().join("job.py");
+    std::fs::write(&script, JOB.replace("WRITER", writer)).unwrap();
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../simgpu/workload/python");
+    let mut command = home.command([how, "--annotate", "--quiet", "--", "python3"]);
+    command
+        .arg(&script)
+        .arg(modules)
+        .env("LD_LIBRARY_PATH", &libraries)
+        .env("HOME", home.dir.path())
+        .env("SIMGPU_SHM", home.dir.path().join("simgpu.shm"));
+    let out = command.output().unwrap();
+    if out.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+fn the_slow_step_is_named(home: &Home) {
+    let answer = home.run(["explain", "--by-step", "--json"]).json();
+    assert_eq!(answer["schema"], "warptrace.by_unit/v1");
+    let units = answer["units"].as_array().unwrap();
+    assert_eq!(
+        units.len(),
+        90,
+        "the last instant begins a step that nothing ends"
+    );
+    let slowest = units.iter().max_by_key(|u| u["dur_ns"].as_u64()).unwrap();
+    // The first holds the start of the process.
+    let slowest = if slowest["value"] == "0" {
+        units[1..]
+            .iter()
+            .max_by_key(|u| u["dur_ns"].as_u64())
+            .unwrap()
+    } else {
+        slowest
+    };
+    assert_eq!(slowest["value"], "70", "{slowest:#}");
+    assert_eq!(slowest["slow"], true);
+    assert_eq!(slowest["labels"]["epoch"], "1");
+    let longer = &slowest["parts"][0];
+    assert_eq!(longer["category"], "allocator", "{slowest:#}");
+    let parts: u64 = slowest["parts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["ns"].as_u64().unwrap())
+        .sum();
+    assert_eq!(parts, slowest["dur_ns"].as_u64().unwrap());
+    let memory = &slowest["memory"];
+    assert!(
+        memory["allocated_bytes"].as_u64().unwrap() >= 192 << 20,
+        "{memory}"
+    );
+    assert!(
+        memory["device_used_bytes"].as_u64().unwrap() >= 192 << 20,
+        "{memory}"
+    );
+    let findings = home.run(["explain", "--json", "--label", "epoch=1"]).json();
+    let finding = &findings["findings"][0];
+    assert_eq!(finding["cause"], "allocator", "{findings:#}");
+    assert_eq!(finding["units"]["worst"], 70);
+    assert_eq!(slowest["findings"][0], finding["id"]);
+    let shown = home.run(["explain", "--by-step"]);
+    assert!(
+        shown.out.contains("step 70") && shown.out.contains("allocator +"),
+        "{}",
+        shown.out
+    );
+}
+
+fn python(test: &str, module: &str) -> bool {
+    let found = Command::new("python3")
+        .args(["-c", &format!("import {module}")])
+        .output();
+    let found = found.is_ok_and(|out| out.status.success());
+    if !found {
+        skip(test, &format!("python3 has no {module}"));
+    }
+    found
+}
+
+#[test]
+fn a_step_that_a_job_names_is_accounted_for_from_inside() {
+    let _machine = alone();
+    if !python(
+        "a_step_that_a_job_names_is_accounted_for_from_inside",
+        "ctypes",
+    ) {
+        return;
+    }
+    let home = Home::new();
+    record(&home, "record", BY_HAND).unwrap();
+    the_slow_step_is_named(&home);
+}
+
+#[test]
+fn a_step_that_a_job_names_is_accounted_for_from_outside() {
+    let _machine = alone();
+    let test = "a_step_that_a_job_names_is_accounted_for_from_outside";
+    if !can_trace(test) || !python(test, "ctypes") {
+        return;
+    }
+    let home = Home::new();
+    record(&home, "trace", BY_HAND).unwrap();
+    the_slow_step_is_named(&home);
+}
+
+#[test]
+fn the_published_writer_is_heard_where_it_looks() {
+    let _machine = alone();
+    let test = "the_published_writer_is_heard_where_it_looks";
+    if !python(test, "ingero_annotate") {
+        return;
+    }
+    let home = Home::new();
+    record(&home, "record", BY_PACKAGE).unwrap();
+    the_slow_step_is_named(&home);
+}
