@@ -238,6 +238,16 @@ impl SessionWriter {
         &self.meta
     }
 
+    /// Changes what is said of the session as a whole, as it is learned: of an import, when it began and whose it is. Its
+    /// id and its format stay.
+    pub fn describe(&mut self, change: impl FnOnce(&mut SessionMeta)) {
+        let mut meta = self.meta.clone();
+        change(&mut meta);
+        (meta.id, meta.format) = (self.meta.id.clone(), self.meta.format);
+        self.meta_changed |= meta != self.meta;
+        self.meta = meta;
+    }
+
     /// The session's directory.
     pub fn path(&self) -> &Path {
         &self.path

@@ -17,6 +17,9 @@ use super::open::{TraceDb, TraceDbError};
 const MINUTE: u64 = 60_000_000_000;
 /// Keys of all open minutes. Beyond that the oldest minutes are closed: calls of theirs that come later are not added.
 const KEYS: usize = 1 << 15;
+/// Minutes of the files' counts that are read at once, and keys in them: more are those of no machine.
+const AT_ONCE: u64 = 60 * MINUTE;
+const MOST_COUNTED: usize = 1 << 19;
 
 /// Begin of the minute, source, op, process.
 type Key = (u64, u8, u16, u32);
@@ -30,8 +33,8 @@ struct Sum {
 
 /// Counts calls as they are replayed.
 pub struct Totals<'a> {
-    /// The file whose counts are added, when they are of this session.
-    db: Option<&'a TraceDb>,
+    /// The files whose counts are added.
+    dbs: Vec<&'a TraceDb>,
     open: BTreeMap<Key, Sum>,
     /// Minutes before this are closed.
     closed: u64,
@@ -40,9 +43,11 @@ pub struct Totals<'a> {
 }
 
 impl<'a> Totals<'a> {
-    pub fn new(db: Option<&'a TraceDb>) -> Totals<'a> {
+    /// `dbs` are the files of this session whose counts are its own ([`super::Imported::has_aggregates`]).
+    pub fn new(dbs: impl IntoIterator<Item = &'a TraceDb>) -> Totals<'a> {
+        let counts = |db: &&TraceDb| db.schema.has_table("event_aggregates");
         Totals {
-            db: db.filter(|db| db.schema.has_table("event_aggregates")),
+            dbs: dbs.into_iter().filter(counts).collect(),
             open: BTreeMap::new(),
             closed: 0,
             only_counted: 0,
@@ -59,7 +64,7 @@ impl<'a> Totals<'a> {
         let minute = call.start.0 / MINUTE * MINUTE;
         if minute < self.closed {
             // Its minute's count, which is closed, has it; without a count nobody has.
-            if self.db.is_some() {
+            if !self.dbs.is_empty() {
                 return Ok(());
             }
         }
@@ -101,8 +106,48 @@ impl<'a> Totals<'a> {
 
     /// Ends all minutes before `until`.
     fn close(&mut self, until: u64) -> Result<(), TraceDbError> {
-        if let Some(db) = self.db {
-            self.add_counted(db, until)?;
+        loop {
+            let counted = self
+                .dbs
+                .iter()
+                .filter_map(|db| self.next_counted(db, until));
+            let open = self.open.first_key_value().map(|((minute, ..), _)| *minute);
+            let next = counted.chain(open.filter(|m| *m < until)).min();
+            match next {
+                Some(minute) => self.close_some(minute.saturating_add(AT_ONCE).min(until))?,
+                None => break,
+            }
+        }
+        self.closed = until;
+        Ok(())
+    }
+
+    /// The first minute that a file counted, of those that are not closed.
+    fn next_counted(&self, db: &TraceDb, until: u64) -> Option<u64> {
+        let sql = "SELECT min(bucket) FROM main.event_aggregates \
+                   WHERE typeof(bucket) = 'integer' AND bucket >= ?1 AND bucket < ?2";
+        let mut query = db.connection.prepare_cached(sql).ok()?;
+        let bounds = (signed(self.closed), signed(until));
+        let first: Option<i64> = query.query_row(bounds, |row| row.get(0)).ok()?;
+        u64::try_from(first?).ok()
+    }
+
+    fn close_some(&mut self, until: u64) -> Result<(), TraceDbError> {
+        // Rows of one minute may be in two files, one of which was begun when the other was full.
+        let mut counted: BTreeMap<Key, (u64, u64)> = BTreeMap::new();
+        for db in self.dbs.clone() {
+            self.read_counted(db, until, &mut counted)?;
+        }
+        for (key, (count, total)) in counted {
+            let sum = self.open.entry(key).or_default();
+            let more = count.saturating_sub(sum.count);
+            if more > 0 {
+                let rest = total.saturating_sub(sum.total);
+                sum.count += more;
+                sum.total = sum.total.saturating_add(rest);
+                *sum.buckets.entry(bucket(rest / more) as u16).or_default() += more;
+                self.only_counted = self.only_counted.saturating_add(more);
+            }
         }
         let later = self.open.split_off(&(until, 0, 0, 0));
         for (key, sum) in std::mem::replace(&mut self.open, later) {
@@ -112,29 +157,33 @@ impl<'a> Totals<'a> {
         Ok(())
     }
 
-    /// Adds the calls that the file only counted, of the minutes from the last one closed up to `until`.
-    fn add_counted(&mut self, db: &TraceDb, until: u64) -> Result<(), TraceDbError> {
-        let signed = |nanos: u64| i64::try_from(nanos).unwrap_or(i64::MAX);
+    /// Adds up what a file counted, of the minutes from the last one closed up to `until`.
+    fn read_counted(
+        &self,
+        db: &TraceDb,
+        until: u64,
+        counted: &mut BTreeMap<Key, (u64, u64)>,
+    ) -> Result<(), TraceDbError> {
         let sql = "SELECT bucket, source, op, pid, count, sum_dur FROM main.event_aggregates \
-                   WHERE typeof(bucket) = 'integer' AND bucket >= ?1 AND bucket < ?2 ORDER BY bucket, source, op, pid";
-        let failure = |e| db.failure(e);
+                   WHERE typeof(bucket) = 'integer' AND bucket >= ?1 AND bucket < ?2";
         let Ok(mut query) = db.connection.prepare_cached(sql) else {
             // An older shape of the table: what it counts is not known.
             return Ok(());
         };
         let mut rows = query
             .query((signed(self.closed), signed(until)))
-            .map_err(failure)?;
+            .map_err(|e| db.failure(e))?;
         let mut read = 0;
         while let Ok(Some(row)) = rows.next() {
             read += 1;
-            if read > db.rows_at_most {
+            // A hostile table has any number of keys.
+            if read > db.rows_at_most || counted.len() > MOST_COUNTED {
                 break;
             }
             let number = |column: usize| row.get::<_, i64>(column).ok();
             let fields = (|| {
                 Some((
-                    u64::try_from(number(0)?).ok()?,
+                    u64::try_from(number(0)?).ok()? / MINUTE * MINUTE,
                     u8::try_from(number(1)?).ok()?,
                     u16::try_from(number(2)?).ok()?,
                     u32::try_from(number(3)?).ok()?,
@@ -142,37 +191,12 @@ impl<'a> Totals<'a> {
                     u64::try_from(number(5)?).ok()?,
                 ))
             })();
-            let Some((minute, source, op, pid, count, total)) = fields else {
-                continue;
-            };
-            if op_of(source, op).is_none() {
-                continue;
-            }
-            let minute = minute / MINUTE * MINUTE;
-            let sum = self.open.entry((minute, source, op, pid)).or_default();
-            let more = count.saturating_sub(sum.count);
-            if more > 0 {
-                let rest = total.saturating_sub(sum.total);
-                sum.count += more;
-                sum.total = sum.total.saturating_add(rest);
-                *sum.buckets.entry(bucket(rest / more) as u16).or_default() += more;
-                self.only_counted = self.only_counted.saturating_add(more);
-            }
-            // A hostile table has any number of keys.
-            if self.open.len() > 2 * KEYS {
-                let keys: Vec<Key> = self
-                    .open
-                    .range(..(minute, 0, 0, 0))
-                    .map(|(k, _)| *k)
-                    .collect();
-                for key in keys {
-                    if let Some(sum) = self.open.remove(&key) {
-                        self.tell(key, sum);
-                    }
-                }
-                if self.open.len() > 4 * KEYS {
-                    break;
-                }
+            if let Some((minute, source, op, pid, count, total)) = fields
+                && op_of(source, op).is_some()
+            {
+                let sum = counted.entry((minute, source, op, pid)).or_default();
+                sum.0 = sum.0.saturating_add(count);
+                sum.1 = sum.1.saturating_add(total);
             }
         }
         Ok(())
@@ -195,6 +219,10 @@ impl<'a> Totals<'a> {
             durations,
         })));
     }
+}
+
+fn signed(nanos: u64) -> i64 {
+    i64::try_from(nanos).unwrap_or(i64::MAX)
 }
 
 fn op_of(source: u8, op: u16) -> Option<OpId> {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, Statement, params};
 use serde_json::json;
+use warptrace_formats::annotation::encode_labels;
 use warptrace_model::{
     Annotation, BootNanos, Call, Event, IoKind, OffCpu, OpCount, ProcessEvent, SystemSample,
     Thread, UnixNanos,
@@ -690,7 +691,6 @@ impl<'a> Export<'a> {
     }
 
     fn annotation(&mut self, a: &Annotation, tally: &mut Tally) -> rusqlite::Result<()> {
-        let labels: BTreeMap<&str, &str> = a.labels.iter().collect();
         let span = a
             .span
             .map_or((0, 0), |s| (self.unix(s.start), self.unix(s.end)));
@@ -700,7 +700,7 @@ impl<'a> Export<'a> {
         )?;
         insert.execute(params![
             self.unix(a.at),
-            escape_html(&json!(labels).to_string()),
+            encode_labels(&a.labels),
             a.scope.map_or(0, |s| s.pid.0),
             a.scope.map_or(0, |s| s.start_ticks as i64),
             span.0,
@@ -739,18 +739,6 @@ fn node(meta: &SessionMeta) -> &str {
 /// SQLite has no unsigned numbers: more than it can hold is its most.
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// JSON as that format's writer escapes it: `<`, `>`, `&`, U+2028 and U+2029.
-fn escape_html(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    for c in json.chars() {
-        match c {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => out += &format!("\\u{:04x}", c as u32),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 /// The columns `ips` and `frames` of a stack.

@@ -42,6 +42,8 @@ pub struct Imported {
     pub partly_switched: BTreeSet<u32>,
     /// The counts by minute belong to this node.
     pub has_aggregates: bool,
+    /// The number of the last stack, to import another file to the same session.
+    pub last_stack: u32,
 }
 
 /// Columns of `events`, in the order in which [`Import::row`] reads them.
@@ -69,7 +71,8 @@ const COLUMNS: [super::table::Column; 19] = [
 
 impl TraceDb {
     /// Writes what the file says of `node` to `writer`. `alone`: there is no other node, so that tables which name none
-    /// are this one's. `progress` gets the rows so far.
+    /// are this one's. Stacks are numbered from after `last_stack`, that of the session's import before, or 0. `progress`
+    /// gets the rows so far.
     ///
     /// # Errors
     /// [`TraceDbError::Sqlite`] when SQLite refuses a query; damage and rows that make no sense are in `tally`.
@@ -77,6 +80,7 @@ impl TraceDb {
         &self,
         node: &Node,
         alone: bool,
+        last_stack: u32,
         writer: &mut SessionWriter,
         tally: &mut Tally,
         progress: &mut dyn FnMut(u64),
@@ -88,6 +92,7 @@ impl TraceDb {
             batch: Vec::with_capacity(BATCH),
             nesting: Nesting::default(),
             stacks: HashMap::new(),
+            last_stack,
             stacks_used: false,
             names: HashMap::new(),
             wakers: HashMap::new(),
@@ -149,10 +154,12 @@ impl TraceDb {
         let partly_switched = node.partly_switched();
         import.tell_gaps(&partly_switched);
         let end = BootNanos(node.last).max(import.latest);
+        let last_stack = import.last_stack;
         import.writer.tick(end);
         Ok(Imported {
             partly_switched,
             has_aggregates: alone && self.schema.has_table("event_aggregates"),
+            last_stack,
         })
     }
 
@@ -471,6 +478,7 @@ struct Import<'a> {
     nesting: Nesting,
     /// Our ids, by the file's hashes.
     stacks: HashMap<i64, u32>,
+    last_stack: u32,
     stacks_used: bool,
     /// The last name of each thread.
     names: HashMap<Thread, Box<str>>,
@@ -492,11 +500,12 @@ impl Import<'_> {
         if let Some(id) = self.stacks.get(&hash) {
             return Some(*id);
         }
-        let id = self.stacks.len() as u32 + 1;
-        (self.stacks.len() < STACKS).then(|| {
-            self.stacks.insert(hash, id);
-            id
-        })
+        if self.stacks.len() >= STACKS {
+            return None;
+        }
+        self.last_stack = self.last_stack.checked_add(1)?;
+        self.stacks.insert(hash, self.last_stack);
+        Some(self.last_stack)
     }
 
     /// What is known of processes before their rows are read.

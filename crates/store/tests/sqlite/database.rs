@@ -233,14 +233,13 @@ pub(crate) fn import(path: &Path) -> Result<Got, TraceDbError> {
         survey: Survey::default(),
     };
     for (i, node) in survey.nodes.iter().enumerate() {
-        let mut meta: SessionMeta =
-            db.session_meta(node, UnixNanos(T as u64 * 2 / 2 + i as u64))?;
+        let mut meta: SessionMeta = db.session_meta(node, UnixNanos(T as u64 + i as u64))?;
         meta.id = format!("session-{i}");
         let mut writer =
             SessionWriter::create(Arc::new(fs.clone()), &DataDir::at("/data"), meta).unwrap();
         let alone = survey.nodes.len() == 1;
         got.imported
-            .push(db.import(node, alone, &mut writer, &mut got.tally, &mut |_| {})?);
+            .push(db.import(node, alone, 0, &mut writer, &mut got.tally, &mut |_| {})?);
         let folder: PathBuf = writer.path().to_owned();
         writer.seal().unwrap();
         got.sessions
