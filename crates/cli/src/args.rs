@@ -74,6 +74,9 @@ pub(crate) enum Command {
     Query(QueryArgs),
     /// List sessions, remove them, or prune old ones
     Sessions(SessionsArgs),
+    /// Read, check and repair the run logs of inference servers (JSON lines, toy/v1)
+    #[command(subcommand)]
+    Runlog(RunlogCommand),
     /// Record and explain a real fault in a simulated GPU job
     Demo(DemoArgs),
     /// Print a completion script
@@ -224,6 +227,75 @@ pub(crate) enum SessionsCommand {
         #[arg(long, value_name = "TIME", value_parser = parse_duration)]
         max_age: Option<Duration>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RunlogCommand {
+    /// Requests, errors, tokens, rate and latency: of the file, its runs, models and principals
+    Summary(RunlogSummaryArgs),
+    /// Show the last records, and with -f those to come, through rotation and truncation
+    Tail(RunlogTailArgs),
+    /// Say what is wrong, by line; exit code 1 when something is
+    Check(RunlogCheckArgs),
+    /// Write a log with every whole record of another, byte for byte, on a line of its own
+    Repair(RunlogRepairArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunlogSummaryArgs {
+    /// Logs; - for stdin
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Only this run, from 1; 0 for what is before the first
+    #[arg(long, value_name = "N")]
+    pub(crate) run: Option<u32>,
+    #[command(flatten)]
+    pub(crate) output: JsonFlag,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunlogTailArgs {
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Lines to begin with
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
+    pub(crate) lines: u64,
+    /// Go on with records as they come
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    #[command(flatten)]
+    pub(crate) output: JsonFlag,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunlogCheckArgs {
+    /// Logs; - for stdin
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Problems that are told one by one; all are counted
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) max_lines: usize,
+    #[command(flatten)]
+    pub(crate) output: JsonFlag,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunlogRepairArgs {
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Where the repaired log goes; must not exist
+    #[arg(
+        long = "output",
+        value_name = "NEW",
+        required_unless_present = "in_place",
+        conflicts_with = "in_place"
+    )]
+    pub(crate) output_file: Option<PathBuf>,
+    /// Replace each file when its repaired form is on the disk; stop its server first
+    #[arg(long)]
+    pub(crate) in_place: bool,
+    #[command(flatten)]
+    pub(crate) output: JsonFlag,
 }
 
 #[derive(Debug, Args)]

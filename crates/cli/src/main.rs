@@ -9,6 +9,7 @@ mod launch;
 mod output;
 mod query;
 mod record;
+mod runlog;
 mod sessions;
 mod show;
 mod signals;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(global, &args),
         Command::Query(args) => query::run(global, &args),
         Command::Sessions(args) => sessions::run(global, &args),
+        Command::Runlog(command) => runlog::run(global, &command),
         Command::Demo(args) => demo::run(global, &args),
         Command::Completions(args) => {
             let mut script = Vec::new();

@@ -424,7 +424,7 @@ fn parts(profile: &Profile) -> String {
         .join(" · ")
 }
 
-fn thousands(n: u64) -> String {
+pub(crate) fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {

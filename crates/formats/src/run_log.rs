@@ -14,6 +14,7 @@
 //! Writing is [`encode`]: lines without repeated keys, whatever a caller hands over. Files, clocks and processes are not
 //! known here; `warptrace-sdk` has the writer.
 
+mod check;
 pub mod encode;
 mod histogram;
 mod lines;
@@ -22,6 +23,7 @@ mod repair;
 mod summary;
 mod time;
 
+pub use check::{Checker, Problem, ProblemKind};
 pub use histogram::Latencies;
 pub use lines::{DEFAULT_LINE_LIMIT, Line, Lines};
 pub use record::{Kind, Record, Runs, is_blank};

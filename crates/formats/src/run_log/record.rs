@@ -76,6 +76,10 @@ pub struct Record<'a> {
     pub backend: Option<Str<'a>>,
     /// Of a `run_end`.
     pub reason: Option<Str<'a>>,
+    /// `requests`, `errors` and `tokens_out` of a `run_end`'s `stats`.
+    pub stats: [Option<u64>; 3],
+    /// Of a `run_start`: `toy/v1`.
+    pub schema: Option<Str<'a>>,
     /// `extra.model` of a request, `model.name` of a `run_start`, `model` of a retired request.
     pub model: Option<Str<'a>>,
     pub principal: Option<Str<'a>>,
@@ -137,6 +141,7 @@ enum Level {
     Host,
     Backend,
     Model,
+    Stats,
 }
 
 /// Of equal keys the first wins, whatever its type; so a slot remembers that its key was there.
@@ -150,6 +155,11 @@ struct Slots<'a> {
     t: Slot<'a>,
     started_at: Slot<'a>,
     reason: Slot<'a>,
+    schema: Slot<'a>,
+    stats: Slot<'a>,
+    stats_requests: Slot<'a>,
+    stats_errors: Slot<'a>,
+    stats_tokens_out: Slot<'a>,
     host: Slot<'a>,
     host_name: Slot<'a>,
     backend: Slot<'a>,
@@ -184,6 +194,8 @@ impl<'a> Slots<'a> {
                 b"extra" => Some((&mut self.extra, Some(Level::Extra))),
                 b"started_at" => leaf(&mut self.started_at),
                 b"reason" => leaf(&mut self.reason),
+                b"schema" => leaf(&mut self.schema),
+                b"stats" => Some((&mut self.stats, Some(Level::Stats))),
                 b"host" => Some((&mut self.host, Some(Level::Host))),
                 b"backend" => Some((&mut self.backend, Some(Level::Backend))),
                 b"model" => Some((&mut self.model, Some(Level::Model))),
@@ -202,6 +214,12 @@ impl<'a> Slots<'a> {
                 b"status" => &mut self.extra_status,
                 b"code" => &mut self.extra_code,
                 b"message" => &mut self.extra_message,
+                _ => return None,
+            }),
+            Level::Stats => leaf(match key {
+                b"requests" => &mut self.stats_requests,
+                b"errors" => &mut self.stats_errors,
+                b"tokens_out" => &mut self.stats_tokens_out,
                 _ => return None,
             }),
             Level::Host if key == b"name" => leaf(&mut self.host_name),
@@ -258,6 +276,12 @@ impl<'a> Scan<'a> {
             host: text(slots.host).or(text(slots.host_name)),
             backend: text(slots.backend_kind),
             reason: text(slots.reason),
+            stats: [
+                count(slots.stats_requests),
+                count(slots.stats_errors),
+                count(slots.stats_tokens_out),
+            ],
+            schema: text(slots.schema),
             model: text(slots.extra_model),
             principal: text(slots.extra_principal_id),
             request_id: text(slots.extra_request_id),
