@@ -13,6 +13,7 @@
 
 mod annotate;
 mod live;
+mod load;
 mod memory;
 mod pipeline;
 mod places;
@@ -23,4 +24,5 @@ pub use annotate::{
     AnnotationCounts, AnnotationReceiver, AnnotationSocket, ConnectionLoss, Limits as SocketLimits,
     LineLoss, SocketError, SocketOptions,
 };
+pub use load::{DiskFolder, MAX_ENTRIES, MemoryLoad, load_memory};
 pub use pipeline::{AgentError, Config, Finished, Recording};

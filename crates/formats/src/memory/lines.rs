@@ -81,6 +81,12 @@ impl ChunkDecoder {
         }
     }
 
+    /// Upgrades the records to come by `upgrade`, as those of another file. What is remembered stays: it is of records that
+    /// leave nothing to an upgrade.
+    pub fn set_upgrade(&mut self, upgrade: Upgrade) {
+        self.upgrade = upgrade;
+    }
+
     /// Adds what the lines of `chunk` say to `batch`.
     ///
     /// Cost: a comparison with the line before where they agree, about 0.5 µs of a record of 1.5 kB; 5 to 10 times as much

@@ -138,8 +138,6 @@ impl Skipped {
 #[derive(Debug, Default)]
 pub struct Tally {
     sessions: HashMap<Arc<str>, SessionTally>,
-    /// The last session met, so that a run of events of one session costs one comparison each.
-    last: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -150,6 +148,22 @@ struct SessionTally {
     /// Time of the last event of type `stop`.
     stop: Option<Int>,
     sources: BTreeSet<Arc<str>>,
+}
+
+impl SessionTally {
+    fn look_at(&mut self, event: &MemoryEvent) {
+        if event.timestamp_ns < self.first.timestamp_ns {
+            self.first = event.clone();
+        }
+        if &*event.event_type == "stop"
+            && self
+                .stop
+                .as_ref()
+                .is_none_or(|stop| *stop <= event.timestamp_ns)
+        {
+            self.stop = Some(event.timestamp_ns.clone());
+        }
+    }
 }
 
 /// A session without its events.
@@ -164,33 +178,33 @@ pub struct SessionInfo {
 impl Tally {
     /// Counts an event that was read from `source`.
     pub fn add(&mut self, source: &Arc<str>, event: &MemoryEvent) {
-        let id = match &self.last {
-            Some(last) if Arc::ptr_eq(last, &event.session_id) => last,
-            _ => self.last.insert(event.session_id.clone()),
-        };
-        let session = match self.sessions.get_mut(id) {
-            Some(session) => session,
-            None => self.sessions.entry(id.clone()).or_insert(SessionTally {
-                events: 0,
-                first: event.clone(),
-                stop: None,
-                sources: BTreeSet::new(),
-            }),
-        };
-        session.events += 1;
-        if event.timestamp_ns < session.first.timestamp_ns {
-            session.first = event.clone();
-        }
-        if &*event.event_type == "stop"
-            && session
-                .stop
-                .as_ref()
-                .is_none_or(|stop| *stop <= event.timestamp_ns)
-        {
-            session.stop = Some(event.timestamp_ns.clone());
-        }
-        if !session.sources.contains(source) {
-            session.sources.insert(source.clone());
+        self.add_all(source, std::slice::from_ref(event));
+    }
+
+    /// Counts events that were read from `source`, one after the other. Cost: a look-up for each run of one session.
+    pub fn add_all(&mut self, source: &Arc<str>, events: &[MemoryEvent]) {
+        let same = |a: &MemoryEvent, b: &MemoryEvent| Arc::ptr_eq(&a.session_id, &b.session_id);
+        for run in events.chunk_by(same) {
+            let first = &run[0];
+            let session = match self.sessions.get_mut(&first.session_id) {
+                Some(session) => session,
+                None => {
+                    let id = first.session_id.clone();
+                    self.sessions.entry(id).or_insert(SessionTally {
+                        events: 0,
+                        first: first.clone(),
+                        stop: None,
+                        sources: BTreeSet::new(),
+                    })
+                }
+            };
+            if !session.sources.contains(source) {
+                session.sources.insert(source.clone());
+            }
+            session.events += run.len() as u64;
+            for event in run {
+                session.look_at(event);
+            }
         }
     }
 

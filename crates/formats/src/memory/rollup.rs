@@ -17,8 +17,8 @@ use super::session::summary_object;
 /// The file's name.
 pub const ROLLUPS: &str = "rollups.json";
 /// What the file says of itself.
-pub const FORMAT: &str = "stormlog.telemetry_rollups";
-pub const SCHEMA_VERSION: i64 = 1;
+pub(super) const FORMAT: &str = "stormlog.telemetry_rollups";
+pub(super) const SCHEMA_VERSION: i64 = 1;
 
 /// What of a folder the sums cover.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
