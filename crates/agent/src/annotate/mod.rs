@@ -68,7 +68,7 @@ impl SocketOptions {
     /// The usual places of this process' user and environment, with `data` as the data folder.
     ///
     /// # Errors
-    /// [`SocketError::NoPlace`] is not possible while there is a data folder.
+    /// None while there is a data folder.
     pub fn usual(data: &Path) -> Result<SocketOptions, SocketError> {
         let is_root = nix::unistd::geteuid().is_root();
         let around = Surroundings {
@@ -115,6 +115,7 @@ impl AnnotationSocket {
                 Err(e) => not_taken = Some(e),
             }
         }
+        places[0].end_turn();
         let paths: Vec<PathBuf> = places.iter().map(|place| place.path.clone()).collect();
         let counts = Arc::new(AnnotationCounts::default());
         let (filler, receiver) = queue::queue(options.limits.queue_bytes);

@@ -3,7 +3,7 @@
 //! Whoever can write to the socket's folder can put another socket in our place, so the folder must be ours alone. What
 //! already stands at the path is replaced only when it is a socket that nobody listens on; nothing else is ever deleted.
 
-use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions, TryLockError};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{
@@ -94,31 +94,40 @@ pub(super) struct Bound {
     identity: (u64, u64),
     /// The deepest first.
     made: Vec<PathBuf>,
-    _lock: Option<File>,
+    /// Nobody else is between looking for a stale socket and replacing it, here and where the holder goes on to.
+    turn: Option<File>,
 }
 
 impl Bound {
-    /// Takes `path`. With `lock` no second recorder can be in the middle of the same.
-    pub(super) fn new(path: &Path, open: Open, lock: bool) -> Result<Bound, SocketError> {
+    /// Takes `path`; with `in_turn`, when no other recorder is just starting in that folder, and none will be until
+    /// [`Bound::end_turn`].
+    pub(super) fn new(path: &Path, open: Open, in_turn: bool) -> Result<Bound, SocketError> {
         UnixAddr::new(path).map_err(|_| SocketError::PathTooLong(path.to_owned()))?;
         let folder = path.parent().ok_or(SocketError::NoPlace)?;
         let made = make(folder, open)?;
         let taken = check_folder(folder)
-            .and_then(|()| lock.then(|| lock_folder(folder, path)).transpose())
-            .and_then(|lock| Ok((lock, listen(path, open)?)));
+            .and_then(|()| in_turn.then(|| take_turn(folder)).transpose())
+            .and_then(|turn| Ok((turn, listen(path, open)?)));
         match taken {
-            Ok((lock, (listener, identity))) => Ok(Bound {
+            Ok((turn, (listener, identity))) => Ok(Bound {
                 listener,
                 path: path.to_owned(),
                 identity,
                 made,
-                _lock: lock,
+                turn,
             }),
             Err(e) => {
                 remove_empty(&made);
                 Err(e)
             }
         }
+    }
+}
+
+impl Bound {
+    /// Lets other recorders of the folder start.
+    pub(super) fn end_turn(&mut self) {
+        self.turn = None;
     }
 }
 
@@ -211,22 +220,18 @@ fn kind(there: &Metadata) -> &'static str {
     }
 }
 
-/// Two recorders that start at once would each take the other's fresh socket for a stale one. The file stays when we go:
-/// whoever removed it could lock what nobody else sees.
-fn lock_folder(folder: &Path, path: &Path) -> Result<File, SocketError> {
-    let name = folder.join("annotate.lock");
+/// Two recorders that start at once would each take the other's fresh socket for a stale one. Waits for those before us,
+/// which is not long. The file stays when we go: whoever removed it could lock what nobody else sees.
+fn take_turn(folder: &Path) -> Result<File, SocketError> {
+    let path = folder.join("annotate.lock");
     let mut options = OpenOptions::new();
     options.create(true).append(true).mode(0o600);
     options.custom_flags(OFlag::O_NOFOLLOW.bits());
-    let file = options.open(&name).map_err(|why| SocketError::Folder {
-        path: name.clone(),
-        why,
-    })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(SocketError::InUse(path.to_owned())),
-        Err(TryLockError::Error(why)) => Err(SocketError::Folder { path: name, why }),
-    }
+    let locked = options.open(&path).and_then(|file| {
+        file.lock()?;
+        Ok(file)
+    });
+    locked.map_err(|why| SocketError::Folder { path, why })
 }
 
 fn listen(path: &Path, open: Open) -> Result<(UnixListener, (u64, u64)), SocketError> {
@@ -285,7 +290,9 @@ mod tests {
     use super::*;
 
     fn take(path: &Path) -> Result<Bound, SocketError> {
-        Bound::new(path, Open::ToUs, true)
+        let mut bound = Bound::new(path, Open::ToUs, true)?;
+        bound.end_turn();
+        Ok(bound)
     }
 
     /// What stands in a folder, by name and kind.
@@ -411,9 +418,9 @@ mod tests {
         let path = dir.path().join("annotate.sock");
         let first = take(&path).unwrap();
         assert!(matches!(take(&path).unwrap_err(), SocketError::InUse(_)));
-        // Even when the first one's socket is gone.
+        let beside = take(&dir.path().join("annotate-2.sock")).unwrap();
+        drop(beside);
         std::fs::remove_file(&path).unwrap();
-        assert!(matches!(take(&path).unwrap_err(), SocketError::InUse(_)));
         let other = UnixListener::bind(&path).unwrap();
         drop(first);
         assert_eq!(
@@ -421,6 +428,23 @@ mod tests {
             ["annotate.lock file", "annotate.sock socket"]
         );
         drop(other);
+    }
+
+    #[test]
+    fn of_many_that_start_at_once_in_a_stale_place_one_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+        let path = dir.path().join("annotate.sock");
+        for _ in 0..20 {
+            drop(UnixListener::bind(&path).unwrap());
+            let taken: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| take(&path))).collect();
+                let results = threads.into_iter().map(|t| t.join().unwrap());
+                results.filter_map(Result::ok).collect()
+            });
+            assert_eq!(taken.len(), 1);
+            UnixStream::connect(&path).unwrap();
+        }
     }
 
     #[test]
