@@ -20,6 +20,7 @@ mod record;
 mod rollup;
 mod session;
 mod shape;
+mod sink;
 
 pub use csv::{MAX_ROW_BYTES, RowError, read_csv};
 pub use document::{DocumentError, Item, MAX_RECORD_BYTES, read_document};
@@ -41,4 +42,7 @@ pub use rollup::{Coverage, ROLLUPS, SessionRollup, rollups_object, rollups_text}
 pub use session::{
     SummaryError, id_of_source, parse_status, parse_summary, stable_legacy_id, summary_object,
     uuid_text,
+};
+pub use sink::{
+    Now, SOURCE, Sink, SinkConfig, SinkConfigError, SinkCounts, SinkError, SinkFolder, SinkWriter,
 };

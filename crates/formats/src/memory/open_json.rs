@@ -198,26 +198,36 @@ fn write_at(out: &mut String, value: &Value, style: Style, depth: usize) {
             end(out, style, depth);
             out.push(']');
         }
-        Value::Object(object) if object.is_empty() => out.push_str("{}"),
-        Value::Object(object) => {
-            let mut pairs: Vec<(&str, &Value)> = object.iter().collect();
-            if style.sorted {
-                pairs.sort_by_key(|(key, _)| *key);
-            }
-            out.push('{');
-            for (i, (key, value)) in pairs.into_iter().enumerate() {
-                separate(out, style, depth + 1, i > 0);
-                write_string(out, key);
-                out.push_str(match style.layout {
-                    Layout::Compact => ":",
-                    _ => ": ",
-                });
-                write_at(out, value, style, depth + 1);
-            }
-            end(out, style, depth);
-            out.push('}');
-        }
+        Value::Object(object) => write_object_at(out, object, style, depth),
     }
+}
+
+/// [`write`] of an object.
+pub fn write_object(out: &mut String, object: &Object, style: Style) {
+    write_object_at(out, object, style, 0);
+}
+
+fn write_object_at(out: &mut String, object: &Object, style: Style, depth: usize) {
+    if object.is_empty() {
+        out.push_str("{}");
+        return;
+    }
+    let mut pairs: Vec<(&str, &Value)> = object.iter().collect();
+    if style.sorted {
+        pairs.sort_by_key(|(key, _)| *key);
+    }
+    out.push('{');
+    for (i, (key, value)) in pairs.into_iter().enumerate() {
+        separate(out, style, depth + 1, i > 0);
+        write_string(out, key);
+        out.push_str(match style.layout {
+            Layout::Compact => ":",
+            _ => ": ",
+        });
+        write_at(out, value, style, depth + 1);
+    }
+    end(out, style, depth);
+    out.push('}');
 }
 
 fn separate(out: &mut String, style: Style, depth: usize, comma: bool) {

@@ -11,6 +11,7 @@ use warptrace_model::{Identity, LoadedSession, Object, StatedIdentity, Value, de
 use crate::support::{self, Report};
 
 mod files;
+mod sink;
 
 /// The cases of a file of the folder `memory`, read as open data: their integers have no size limit.
 pub(crate) fn cases(name: &str) -> Vec<Object> {
