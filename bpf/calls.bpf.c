@@ -20,7 +20,8 @@
  * Devices: a thread's current device follows cudaSetDevice and the contexts of the driver. Before the first of them it is
  * 0 in a process that was seen from its start, else not known.
  *
- * Oldest kernel: 6.6 (uprobe-multi links).
+ * Oldest kernel: 5.15 (attach cookies). The sections are those of uprobe-multi links, since 6.6; before, user space loads the
+ * same programs for perf events, one a place and direction.
  */
 #include "state.h"
 #include "histogram.h"

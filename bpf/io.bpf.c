@@ -6,12 +6,15 @@
  * first says who and when, the second how much and with what end. Requests of watched processes are recorded, and those of
  * kernel threads while anybody is watched: a write is often issued by a worker. An I/O quota is not seen here: it holds
  * requests back before they exist.
+ * Before 6.5 there is no block_io_start, and user space loads block_bio_queue and block_split instead, where a bio is
+ * submitted or has its front split off: a request is known by its first bio. One that was merged in front of another's
+ * takes its record over.
  *
  * Reclaim is mostly running, not blocked: one record for each begin and end on a watched thread.
  *
  * Loss: `requests` full is LOSS_MAP_FULL. A request whose start was not seen has no record.
  *
- * Oldest kernel: 6.5 for block I/O (block_io_start), 6.8 for mark_victim's task.
+ * Oldest kernel: 5.15.
  */
 #include "state.h"
 #include <bpf/bpf_tracing.h>
@@ -27,41 +30,83 @@ struct {
 	__type(value, struct request_start);
 } requests SEC(".maps");
 
-/* The file of the page cache that a request is for; 0 for direct I/O and anonymous memory. */
-static __always_inline u64 inode_of(struct request *rq)
+/* The same of bios, of which many end as a part of a request that is known by another. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, u64); /* address of the bio */
+	__type(value, struct request_start);
+} bios SEC(".maps");
+
+/* The file of the page cache that a bio is for; 0 for direct I/O and anonymous memory. */
+static __always_inline u64 inode_of(struct bio *bio)
 {
-	struct address_space *mapping = BPF_CORE_READ(rq, bio, bi_io_vec, bv_page, mapping);
+	struct address_space *mapping = BPF_CORE_READ(bio, bi_io_vec, bv_page, mapping);
 
 	if (!mapping || (u64)mapping & 3)
 		return 0;
 	return BPF_CORE_READ(mapping, host, i_ino);
 }
 
+/* Current submits; false when nobody wants to know. */
+static __always_inline bool begin_request(struct request_start *start, struct bio *bio)
+{
+	struct task_struct *task = (void *)bpf_get_current_task_btf();
+
+	start->id = thread_id(task);
+	if (!settings.all_block_io && !(task->flags & (PF_KTHREAD | PF_IO_WORKER)) && !find_process(start->id >> 32))
+		return 0;
+	start->at = bpf_ktime_get_boot_ns();
+	start->inode = inode_of(bio);
+	return 1;
+}
+
 SEC("tp_btf/block_io_start")
 int BPF_PROG(block_io_start, struct request *rq)
 {
 	u64 key = (u64)rq;
-	struct task_struct *task = (void *)bpf_get_current_task_btf();
-	struct request_start start = { .id = thread_id(task) };
+	struct request_start start;
 
-	if (!settings.all_block_io && !(task->flags & (PF_KTHREAD | PF_IO_WORKER)) && !find_process(start.id >> 32))
-		return 0;
-	start.at = bpf_ktime_get_boot_ns();
-	start.inode = inode_of(rq);
-	if (bpf_map_update_elem(&requests, &key, &start, BPF_ANY))
+	if (begin_request(&start, rq->bio) && bpf_map_update_elem(&requests, &key, &start, BPF_ANY))
 		lost(LOSS_MAP_FULL);
 	return 0;
+}
+
+static __always_inline int begin_bio(struct bio *bio)
+{
+	u64 key = (u64)bio;
+	struct request_start start;
+
+	if (begin_request(&start, bio))
+		bpf_map_update_elem(&bios, &key, &start, BPF_ANY);
+	return 0;
+}
+
+SEC("tp_btf/block_bio_queue")
+int BPF_PROG(block_bio_queue, struct bio *bio)
+{
+	return begin_bio(bio);
+}
+
+SEC("tp_btf/block_split")
+int BPF_PROG(block_split, struct bio *front)
+{
+	return begin_bio(front);
 }
 
 SEC("tp_btf/block_rq_complete")
 int BPF_PROG(block_rq_complete, struct request *rq, int error, u32 bytes)
 {
-	u64 key = (u64)rq;
-	struct request_start *start = bpf_map_lookup_elem(&requests, &key);
+	u64 key = settings.has & HAS_IO_START ? (u64)rq : (u64)rq->bio;
+	struct request_start *start;
 	struct gendisk *disk;
 	struct record *r;
 	u32 op;
 
+	if (settings.has & HAS_IO_START)
+		start = bpf_map_lookup_elem(&requests, &key);
+	else
+		start = bpf_map_lookup_elem(&bios, &key);
 	if (!start)
 		return 0;
 	op = rq->cmd_flags & 0xff;
@@ -78,10 +123,14 @@ int BPF_PROG(block_rq_complete, struct request *rq, int error, u32 bytes)
 		send(r);
 	}
 	/* A request may complete in parts. */
-	if (rq->__data_len <= bytes)
+	if (rq->__data_len > bytes) {
+		start->at = bpf_ktime_get_boot_ns();
+		return 0;
+	}
+	if (settings.has & HAS_IO_START)
 		bpf_map_delete_elem(&requests, &key);
 	else
-		start->at = bpf_ktime_get_boot_ns();
+		bpf_map_delete_elem(&bios, &key);
 	return 0;
 }
 
@@ -185,11 +234,16 @@ int BPF_PROG(vmscan_throttled, int nid, int timeout_micros, int delayed_micros)
 
 /* Any victim on the machine: it may be what a watched process waited for. */
 SEC("tp_btf/mark_victim")
-int BPF_PROG(mark_victim, struct task_struct *victim)
+int mark_victim(u64 *ctx)
 {
-	u32 tgid = thread_id(victim) >> 32;
-	struct record *r = reserve_host(KIND_PROCESS, SOURCE_HOST, PROCESS_OOM_KILL, (u64)tgid << 32 | tgid);
+	struct record *r;
+	u32 tgid;
 
+	if (settings.has & HAS_VICTIM_TASK)
+		tgid = thread_id(*(struct task_struct *volatile *)&ctx[0]) >> 32;
+	else
+		tgid = *(volatile u64 *)&ctx[0] | (settings.pid_namespace ? FOREIGN : 0);
+	r = reserve_host(KIND_PROCESS, SOURCE_HOST, PROCESS_OOM_KILL, (u64)tgid << 32 | tgid);
 	if (!r)
 		return 0;
 	r->ts = bpf_ktime_get_boot_ns();

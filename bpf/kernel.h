@@ -122,6 +122,11 @@ struct pid {
 	struct upid numbers[1];
 };
 
+/* Before 5.16. */
+struct task_struct___cpu {
+	u32 cpu;
+};
+
 struct cfs_rq {
 	u64 throttled_clock_self_time; /* since 6.6, with CONFIG_CFS_BANDWIDTH */
 };
@@ -140,6 +145,7 @@ struct signal_struct {
 
 struct task_struct {
 	struct thread_info thread_info;
+	u32 __state;
 	void *stack;
 	u32 flags;
 	int pid, tgid;

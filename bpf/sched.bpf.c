@@ -17,7 +17,8 @@
  *
  * What was asleep before it was watched has no switch-out: its first interval is not seen.
  *
- * Oldest kernel: 5.18 (prev_state as an argument); quotas since 6.6.
+ * Oldest kernel: 5.15. Before 5.18 the state at a switch-out is the task's, which a wake-up on another CPU may have changed
+ * by then: to TASK_WAKING, so that blocked stays blocked. Quotas since 6.6.
  */
 #include "state.h"
 #include "syscalls.h"
@@ -32,7 +33,7 @@ struct thread {
 	u64 group; /* whose: an address, compared only */
 	u64 waker; /* tgid << 32 | tid */
 	u64 stack_probe;
-		u32 waits_on; /* 1 + the CPU in whose `waiters` it is counted; 0: none */
+	u32 waits_on; /* 1 + the CPU in whose `waiters` it is counted; 0: none */
 	s32 fd;
 	u16 syscall, flags, waker_flags, file;
 	char comm[COMM_BYTES];
@@ -68,6 +69,13 @@ static __always_inline void read_comm(struct comm *out, const struct task_struct
 }
 
 /* ---- waiting for a CPU ---- */
+
+static __always_inline u32 cpu_of(const struct task_struct *task)
+{
+	if (bpf_core_field_exists(struct task_struct, thread_info.cpu))
+		return task->thread_info.cpu;
+	return ((const struct task_struct___cpu *)task)->cpu;
+}
 
 static __always_inline void begin_wait(struct thread *t, u32 number, u64 now)
 {
@@ -430,11 +438,14 @@ static __always_inline void switch_in(u32 last, struct task_struct *next, u64 id
 	send(r);
 }
 
+/* Arguments: whether it was preempted, who leaves, who comes, since 5.18 the state of who leaves. */
 SEC("tp_btf/sched_switch")
-int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_struct *next, u32 state)
+int sched_switch(u64 *ctx)
 {
+	struct task_struct *prev = (void *)ctx[1], *next = (void *)ctx[2];
 	struct cpu *cpu = this_cpu();
 	u64 out_id = thread_id(prev), in_id = thread_id(next), now;
+	u32 state;
 	bool out = maybe_watched(out_id >> 32), in = maybe_watched(in_id >> 32);
 
 	if (!out && !in && !cpu->waiters)
@@ -442,8 +453,14 @@ int BPF_PROG(sched_switch, bool preempt, struct task_struct *prev, struct task_s
 	now = bpf_ktime_get_boot_ns();
 	if (cpu->waiters)
 		send_slice(cpu, prev, out_id, now);
-	if (out)
-		switch_out(preempt, prev, out_id, state, now);
+	if (out) {
+		/* Not read ahead of the branch: an argument that is not there is refused. */
+		if (settings.has & HAS_SWITCH_STATE)
+			state = *(volatile u64 *)&ctx[3];
+		else
+			state = prev->__state;
+		switch_out(ctx[0], prev, out_id, state, now);
+	}
 	if (in)
 		switch_in(out_id, next, in_id, now);
 	return 0;
@@ -519,7 +536,7 @@ int BPF_PROG(sched_wakeup, struct task_struct *p)
 	now = bpf_ktime_get_boot_ns();
 	t->woken_at = now;
 	read_throttled(t, p);
-	begin_wait(t, p->thread_info.cpu, now);
+	begin_wait(t, cpu_of(p), now);
 	return 0;
 }
 
@@ -543,7 +560,7 @@ int BPF_PROG(sched_wakeup_new, struct task_struct *p)
 	if (!t)
 		return 0;
 	read_throttled(t, p);
-	begin_wait(t, p->thread_info.cpu, now);
+	begin_wait(t, cpu_of(p), now);
 	return 0;
 }
 

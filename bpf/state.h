@@ -20,6 +20,10 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+#define HAS_SWITCH_STATE 1 /* sched_switch: the state, fourth (since 5.18) */
+#define HAS_VICTIM_TASK 2  /* mark_victim: the task, first (since 6.8), and not its number */
+#define HAS_IO_START 4     /* block_io_start (since 6.5): a request is known from its own start, and not by its bio */
+
 /* Set once, before the programs are loaded. */
 const volatile struct settings {
 	u64 ring_bytes;
@@ -35,7 +39,8 @@ const volatile struct settings {
 	u32 all_block_io;
 	/* Inode of the pid namespace in which everything is numbered; 0: the machine's. */
 	u32 pid_namespace;
-	u32 pad;
+	/* What this kernel's tracepoints are given: HAS_*. A branch that it does not take is not verified. */
+	u32 has;
 } settings SEC(".rodata.settings") = {};
 
 struct {

@@ -1,6 +1,11 @@
 //! Small system calls that std does not have, made safe.
-#![expect(unsafe_code, reason = "std has no poll, and no limits of a process")]
+#![expect(
+    unsafe_code,
+    reason = "std has no poll, no limits of a process, and no fork"
+)]
 
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 /// Sleeps until `fd` is readable (or at its end), or for `most` (at most some 24 days); whether it is. A bad descriptor or a
@@ -31,4 +36,77 @@ pub(crate) fn become_helper(bytes: u64) {
         libc::setrlimit(libc::RLIMIT_CORE, &core);
         libc::setpriority(libc::PRIO_PROCESS, 0, 10);
     }
+}
+
+/// Lets this process open as many files as it may.
+pub(crate) fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both take a structure that lives longer than the call; the first fills it.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
+/// Makes a process that holds the descriptors `held`, and nothing else of ours, until what is returned is closed; then it ends,
+/// and closes them, however long that takes. It is nobody's child, and hears no terminal.
+///
+/// Cost: a fork, some ms.
+pub(crate) fn child_that_holds(mut held: Vec<i32>) -> io::Result<OwnedFd> {
+    let mut ends = [-1; 2];
+    // SAFETY: two numbers are written to an array of two.
+    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: pipe2 gave two new descriptors that nobody else owns.
+    let (told, tell) = unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+    held.push(told.as_raw_fd());
+    held.sort_unstable();
+    // SAFETY: after fork in a process with threads, only async-signal-safe functions may be called until the child ends:
+    // `hold` and what it calls make system calls and touch no lock and no allocator.
+    let child = unsafe { libc::fork() };
+    match child {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: as said: system calls alone. _exit runs no destructor, so no descriptor is closed twice.
+        0 => unsafe {
+            libc::setsid();
+            if libc::fork() == 0 {
+                hold(&held, told.as_raw_fd());
+            }
+            libc::_exit(0)
+        },
+        child => {
+            let mut status = 0;
+            // SAFETY: waits for our own child, which ends at once; the status is written to a number.
+            while unsafe { libc::waitpid(child, &mut status, 0) } == -1
+                && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+            {}
+            Ok(tell)
+        }
+    }
+}
+
+/// Closes all but `held`, which is sorted, and waits for the end of `told`, one of them.
+///
+/// # Safety
+/// To be called in a child that does nothing afterwards but `_exit`: it closes descriptors that others own.
+unsafe fn hold(held: &[i32], told: i32) {
+    let mut next = 0;
+    for fd in held.iter().copied().chain([i32::MAX]) {
+        if fd > next {
+            // SAFETY: takes numbers. Not all are open: the kernel (5.9 and newer) skips those.
+            unsafe { libc::syscall(libc::SYS_close_range, next, fd - 1, 0) };
+        }
+        next = fd.saturating_add(1);
+    }
+    let mut byte = 0u8;
+    // SAFETY: one byte is written to one byte.
+    while unsafe { libc::read(told, (&raw mut byte).cast(), 1) } == -1
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
 }

@@ -20,6 +20,23 @@ use warptrace_model::{
 use warptrace_record::op::{OPS, Op, Slot, nccl_dtype_bytes, pack_dims};
 use warptrace_record::{Record, Source as Layer};
 
+/// Set for the tests that are run once more as if on a kernel of 5.15.
+const AS_IF_OLD: &str = "WARPTRACE_TEST_OLD_KERNEL";
+
+/// This kernel, or as much of it as one of 5.15 has.
+fn kernel() -> Kernel {
+    let mut kernel = Kernel::probe();
+    if std::env::var_os(AS_IF_OLD).is_some() {
+        kernel.release = "5.15.0".to_owned();
+        // An OOM victim's task cannot be taken for a number, where it is none: that stays as it is.
+        (kernel.uprobe_multi, kernel.switch_state) = (false, false);
+        for later in ["block_io_start", "mm_vmscan_throttled"] {
+            kernel.tracepoints.as_mut().map(|t| t.remove(later));
+        }
+    }
+    kernel
+}
+
 // ---- the fixtures ----
 
 fn skip(why: &str) {
@@ -170,12 +187,13 @@ struct Capture {
 impl Capture {
     /// `None`, and said, where this machine cannot.
     fn start(options: &Options) -> Option<Capture> {
-        if let Some(refusal) = Kernel::probe().refusal() {
+        let kernel = kernel();
+        if let Some(refusal) = kernel.refusal() {
             skip(&refusal.to_string());
             return None;
         }
         Some(Capture {
-            ebpf: Ebpf::start(options).unwrap(),
+            ebpf: Ebpf::start_on(kernel, options).unwrap(),
             batch: Batch::default(),
         })
     }
@@ -613,6 +631,81 @@ fn a_thread_that_reads_a_pipe_is_woken_by_the_one_that_writes() {
             .any(|l| matches!(l, ProcessEvent::Exec { pid, .. } if pid.0 == target.pid())),
         "the shell became the target"
     );
+}
+
+#[test]
+fn by_what_a_kernel_of_5_15_has_the_same_is_recorded() {
+    let names = [
+        "a_call_inside_a_call_is_told_apart_and_not_counted_again",
+        "a_call_that_was_left_by_longjmp_does_not_hide_the_next",
+        "a_long_wait_comes_with_its_stack",
+        "a_second_copy_of_the_library_is_probed_when_it_is_loaded",
+        "a_stopped_capture_leaves_its_probes_to_a_process_that_is_not_waited_for",
+        "a_thread_that_reads_past_the_cache_waits_for_its_own_requests",
+        "a_timer_that_wakes_a_thread_does_not_make_the_hog_its_waker",
+        "counts_stay_exact_when_the_ring_is_full",
+        "every_function_of_the_driver_and_of_nccl_is_recorded_with_its_arguments_and_outputs",
+        "every_function_of_the_real_runtime_is_recorded_with_its_arguments",
+        "waiting_for_a_cpu_agrees_with_the_kernel_and_names_the_hog",
+    ];
+    if kernel().refusal().is_some() {
+        return skip("eBPF is refused");
+    }
+    // One at a time: one of them looks at all of its process's descriptors.
+    let ran = Command::new(std::env::current_exe().unwrap())
+        .args(["--test-threads", "1", "--exact"])
+        .args(names)
+        .env(AS_IF_OLD, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    let why = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{said}\n{why}");
+    let passed = format!("test result: ok. {} passed", names.len());
+    assert!(said.contains(&passed), "{said}");
+    // What cannot run here cannot run there.
+    eprint!("{why}");
+}
+
+#[test]
+fn a_stopped_capture_leaves_its_probes_to_a_process_that_is_not_waited_for() {
+    if std::env::var_os(AS_IF_OLD).is_none() {
+        // It is run by the one above, alone in its process.
+        return;
+    }
+    let mut target = Target::start(or_return!(ready()), &["calls", "10"]);
+    target.hear("ready");
+    let kernel = kernel();
+    let options = Options {
+        pids: Some(vec![target.pid()]),
+        ..Options::default()
+    };
+    let mut capture = Capture {
+        ebpf: Ebpf::start_on(kernel, &options).unwrap(),
+        batch: Batch::default(),
+    };
+    let events = || descriptors("anon_inode:[perf_event]") + descriptors("anon_inode:bpf_link");
+    assert!(events() > 20, "{} descriptors", events());
+    target.go().hear("done");
+    capture.finish();
+    assert_eq!(capture.calls("cudaMalloc").len(), 10);
+    assert_eq!(events(), 0, "all of them are another's");
+    let children = std::fs::read_to_string("/proc/thread-self/children");
+    let who = target.pid().to_string();
+    let children = children.unwrap_or_default();
+    assert!(
+        children.split_whitespace().all(|pid| pid == who),
+        "whoever has them is no child of ours: {children}"
+    );
+}
+
+/// How many descriptors of this process lead to `what`.
+fn descriptors(what: &str) -> usize {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|e| std::fs::read_link(e.ok()?.path()).ok())
+        .filter(|to| to.to_str() == Some(what))
+        .count()
 }
 
 #[test]

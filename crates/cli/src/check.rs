@@ -113,7 +113,8 @@ fn examine(global: &Global) -> Report {
     add(
         "kernel",
         if new_enough {
-            Ok(kernel.release.clone())
+            let probes = kernel.probe_kind().name();
+            Ok(format!("{}, probes by {probes}", kernel.release))
         } else {
             Err((
                 kernel.release.clone(),

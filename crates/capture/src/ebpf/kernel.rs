@@ -3,8 +3,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// First kernel with uprobe-multi links.
-pub const NEEDED: Version = Version(6, 6);
+use libbpf_rs::btf::{Btf, types};
+
+/// First kernel with attach cookies of perf events; all else that the programs cannot do without is older.
+pub const NEEDED: Version = Version(5, 15);
+
+/// First kernel whose maps may take memory as they grow from any program without a warning in its log.
+pub(super) const GROWING_MAPS: Version = Version(6, 1);
 
 /// Major and minor number of a kernel release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,13 +46,38 @@ pub struct Kernel {
     pub capabilities: u64,
     /// Inode of our pid namespace, in which processes are numbered; `None`: the machine's.
     pub pid_namespace: Option<u32>,
+    /// Has uprobe-multi links (since 6.6): all probes of a library in two links. Without, each probe is a perf event.
+    pub uprobe_multi: bool,
+    /// `sched_switch` is given the state of who leaves (since 5.18).
+    pub switch_state: bool,
+    /// `mark_victim` is given the task (since 6.8).
+    pub victim_task: bool,
+}
+
+/// How probes are placed in libraries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// Two links a library: placed in milliseconds, gone in one wait of 60 ms.
+    UprobeMulti,
+    /// Two events a function: on kernels where a single one takes 100 ms to go, a process of its own sees them off.
+    PerfEvents,
+}
+
+impl ProbeKind {
+    /// For people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ProbeKind::UprobeMulti => "uprobe-multi links",
+            ProbeKind::PerfEvents => "perf events",
+        }
+    }
 }
 
 /// Why eBPF capture is not possible here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(
-        "kernel {found} is older than {needed}, which attaching by uprobe-multi links needs (without eBPF: warptrace record -- CMD)"
+        "kernel {found} is older than {needed}, the first whose probes can be told apart (without eBPF: warptrace record -- CMD)"
     )]
     TooOld { found: String, needed: Version },
     #[error(
@@ -64,11 +94,24 @@ impl Kernel {
     /// Asks the running kernel. Cost: reads its type information, 5 MB, in some 5 ms.
     pub fn probe() -> Kernel {
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let bytes = std::fs::read("/sys/kernel/btf/vmlinux").ok();
+        let types = Btf::from_path("/sys/kernel/btf/vmlinux").ok();
+        let takes = |tracepoint: &str, count: usize| {
+            types
+                .as_ref()
+                .and_then(|t| argument_count(t, tracepoint))
+                .is_some_and(|n| n >= count)
+        };
         Kernel {
             release: text("/proc/sys/kernel/osrelease").trim().to_owned(),
-            tracepoints: std::fs::read("/sys/kernel/btf/vmlinux")
-                .ok()
-                .map(|btf| tracepoints(&btf)),
+            // Its structure: that of the links, in kernels that were built to have them.
+            uprobe_multi: types.as_ref().is_some_and(|t| {
+                t.type_by_name::<types::Struct<'_>>("bpf_uprobe_multi_link")
+                    .is_some()
+            }),
+            switch_state: takes("sched_switch", 4),
+            victim_task: takes("mark_victim", 2),
+            tracepoints: bytes.map(|btf| tracepoints(&btf)),
             capabilities: effective_capabilities(&text("/proc/self/status")),
             pid_namespace: std::fs::read_link("/proc/self/ns/pid")
                 .ok()
@@ -112,6 +155,15 @@ impl Kernel {
             .collect()
     }
 
+    /// How probes are placed here.
+    pub fn probe_kind(&self) -> ProbeKind {
+        if self.uprobe_multi {
+            ProbeKind::UprobeMulti
+        } else {
+            ProbeKind::PerfEvents
+        }
+    }
+
     /// Whether the kernel has this tracepoint.
     pub fn has_tracepoint(&self, name: &str) -> bool {
         self.tracepoints
@@ -138,6 +190,14 @@ fn tracepoints(btf: &[u8]) -> BTreeSet<String> {
         .filter_map(|s| s.strip_prefix(PREFIX))
         .map(|s| String::from_utf8_lossy(s).into_owned())
         .collect()
+}
+
+/// How many arguments a tracepoint gives; `None` when there is no such tracepoint. Its type takes one more, of the kernel's own.
+fn argument_count(btf: &Btf<'_>, tracepoint: &str) -> Option<usize> {
+    let named: types::Typedef<'_> = btf.type_by_name(&format!("btf_trace_{tracepoint}"))?;
+    let pointer = types::Ptr::try_from(named.next_type()?).ok()?;
+    let function = types::FuncProto::try_from(pointer.next_type()?).ok()?;
+    function.len().checked_sub(1)
 }
 
 /// The inode in `pid:[4026532201]`, unless it is that of the machine's own (PROC_PID_INIT_INO of include/linux/proc_ns.h).
@@ -169,6 +229,9 @@ mod tests {
             tracepoints: Some(BTreeSet::new()),
             capabilities: 1 << 38 | 1 << 39,
             pid_namespace: None,
+            uprobe_multi: true,
+            switch_state: true,
+            victim_task: true,
         }
     }
 
@@ -186,12 +249,12 @@ mod tests {
     fn each_refusal_names_what_is_missing_and_what_to_do() {
         let text = |k: Kernel| k.refusal().unwrap().to_string();
         let old = text(Kernel {
-            release: "5.15.0-91-generic".into(),
+            release: "5.10.0-28-amd64".into(),
             ..good()
         });
         assert!(
-            old.contains("5.15.0-91-generic")
-                && old.contains("6.6")
+            old.contains("5.10.0-28-amd64")
+                && old.contains("5.15")
                 && old.contains("warptrace record")
         );
         let blind = text(Kernel {
@@ -212,6 +275,37 @@ mod tests {
             none.contains("CAP_PERFMON and CAP_BPF are missing"),
             "{none}"
         );
+    }
+
+    #[test]
+    fn a_kernel_without_multi_links_is_probed_by_perf_events() {
+        assert_eq!(good().probe_kind(), ProbeKind::UprobeMulti);
+        let older = Kernel {
+            release: "5.15.0-91-generic".into(),
+            uprobe_multi: false,
+            switch_state: false,
+            victim_task: false,
+            ..good()
+        };
+        assert_eq!(older.refusal(), None);
+        assert_eq!(older.probe_kind(), ProbeKind::PerfEvents);
+    }
+
+    #[test]
+    fn what_this_kernels_tracepoints_are_given_agrees_with_its_age() {
+        let here = Kernel::probe();
+        if here.tracepoints.is_none() {
+            eprintln!("skipped: no type information");
+            return;
+        }
+        // Distributions bring newer things to older kernels, and never leave out what theirs has.
+        let age = Version::parse(&here.release);
+        assert!(here.uprobe_multi || age < Version(6, 6));
+        assert!(here.switch_state || age < Version(5, 18));
+        assert!(here.victim_task || age < Version(6, 8));
+        let types = Btf::from_path("/sys/kernel/btf/vmlinux").unwrap();
+        assert_eq!(argument_count(&types, "sched_wakeup"), Some(1));
+        assert_eq!(argument_count(&types, "no_such_thing"), None);
     }
 
     #[test]

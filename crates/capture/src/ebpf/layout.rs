@@ -20,7 +20,14 @@ pub(super) struct Settings {
     pub(super) listed: bool,
     pub(super) all_block_io: bool,
     pub(super) pid_namespace: u32,
+    /// `HAS_*` bits.
+    pub(super) has: u32,
 }
+
+/// `HAS_*` of bpf/state.h.
+pub(super) const HAS_SWITCH_STATE: u32 = 1;
+pub(super) const HAS_VICTIM_TASK: u32 = 2;
+pub(super) const HAS_IO_START: u32 = 4;
 
 impl Settings {
     pub(super) const BYTES: usize = 48;
@@ -39,6 +46,7 @@ impl Settings {
         out[32..36].copy_from_slice(&u32::from(self.listed).to_le_bytes());
         out[36..40].copy_from_slice(&u32::from(self.all_block_io).to_le_bytes());
         out[40..44].copy_from_slice(&self.pid_namespace.to_le_bytes());
+        out[44..48].copy_from_slice(&self.has.to_le_bytes());
         out
     }
 }
@@ -254,7 +262,7 @@ mod tests {
                 ("listed", 32),
                 ("all_block_io", 36),
                 ("pid_namespace", 40),
-                ("pad", 44),
+                ("has", 44),
             ],
             Settings::BYTES,
         );

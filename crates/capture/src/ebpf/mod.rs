@@ -1,9 +1,10 @@
 //! Capture by eBPF: any process, from outside, at full detail.
 //!
 //! Loads the committed object of `bpf/`, places two uprobe-multi links in every library that exports CUDA's or NCCL's
-//! entry points, as processes map it, and reads what the programs send. Needs Linux 6.6 with type information, and
-//! CAP_BPF and CAP_PERFMON; CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH to look into other users' processes. What a machine
-//! does not have (a tracepoint, a library's symbols) is a gap, said once. It does not know what a record means for a unit.
+//! entry points, as processes map it, and reads what the programs send. Needs Linux 5.15 with type information (perf events
+//! take the place of the links before 6.6), and CAP_BPF and CAP_PERFMON; CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH to look
+//! into other users' processes. What a machine does not have (a tracepoint, a library's symbols) is a gap, said once. It
+//! does not know what a record means for a unit.
 //!
 //! Processes and threads are numbered as our own pid namespace does. One that is not in it (a hog of the machine, seen
 //! from a container) keeps the machine's number with the top bit set.
@@ -16,6 +17,7 @@ pub mod kernel;
 mod layout;
 mod library;
 mod mappings;
+mod uprobes;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -24,8 +26,8 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use libbpf_rs::{
-    Link, MapCore as _, MapFlags, Object, ObjectBuilder, OpenObject, PrintLevel, ProgramInput,
-    RingBuffer, RingBufferBuilder, UprobeMultiOpts,
+    Link, MapCore as _, MapFlags, Object, ObjectBuilder, OpenObject, PrintLevel, ProgramAttachType,
+    ProgramInput, RingBuffer, RingBufferBuilder,
 };
 use warptrace_model::{
     BootNanos, Device, FilePath, Gap, GapCode, Histogram, Loss, LossReason, OpCount, OpKey, Pid,
@@ -33,10 +35,11 @@ use warptrace_model::{
 };
 use warptrace_record::{Kind, NO_SYSCALL, Record, flag, process};
 
-use self::kernel::{Kernel, Refusal};
+use self::kernel::{Kernel, ProbeKind, Refusal, Version};
 use self::layout::{Count, Settings};
-use self::library::{FileKey, Library, Point};
+use self::library::{FileKey, Library};
 use self::mappings::{Mappings, Seen};
+use self::uprobes::Uprobes;
 use crate::symbols::UserStack;
 use crate::{Batch, Source, SourceError, clock, maps, proc};
 
@@ -128,6 +131,18 @@ const MAX_KNOWN: usize = 1 << 14;
 /// Stacks in the kernel's map, of which it holds 8192, at which it is emptied.
 const MAX_STACKS: usize = 4096;
 
+/// Entries of the map of counts where all of it is taken at the start, 2.5 KiB each.
+const FIXED_COUNTS: u32 = 2048;
+
+/// Where a block request begins; and what is probed instead on kernels before 6.5, which do not tell it.
+const IO_START: &str = "block_io_start";
+const INSTEAD_OF_IO_START: [&str; 2] = ["block_bio_queue", "block_split"];
+
+fn stand_in_for_io_start(kernel: &Kernel) -> bool {
+    let has = |name: &&str| kernel.has_tracepoint(name);
+    !kernel.has_tracepoint(IO_START) && INSTEAD_OF_IO_START.iter().all(has)
+}
+
 /// What the ring's callback fills.
 #[derive(Default)]
 struct Inbox {
@@ -145,6 +160,7 @@ struct Tally {
 /// A running capture.
 pub struct Ebpf {
     // Links are closed first, then the programs and maps that they use.
+    uprobes: Uprobes,
     links: Vec<Link>,
     mappings: Option<Mappings>,
     ring: RingBuffer<'static>,
@@ -213,12 +229,17 @@ impl Ebpf {
             }
         }
         log_libbpf();
+        if kernel.probe_kind() == ProbeKind::PerfEvents {
+            // Four descriptors a function.
+            crate::sys::raise_descriptor_limit();
+        }
         let started = clock::boot_now();
         let mut gaps = Vec::new();
         let object = load(&kernel, options, started, &mut gaps)?;
         let inbox = Arc::new(Mutex::new(Inbox::default()));
         let ring = open_ring(&object, Arc::clone(&inbox)).map_err(|e| refused("ring", e))?;
         let mut ebpf = Ebpf {
+            uprobes: Uprobes::default(),
             links: Vec::new(),
             mappings: None,
             ring,
@@ -311,41 +332,21 @@ impl Ebpf {
             return Ok(0);
         }
         let points = library.points()?;
-        self.place(&library, &points)?;
+        self.uprobes
+            .place(
+                self.kernel.probe_kind(),
+                &mut self.object,
+                &library,
+                &points,
+            )
+            .map_err(|source| AttachError::Refused {
+                path: library.path.clone(),
+                source,
+            })?;
         let places = points.iter().map(|p| p.offset).collect();
         self.probed.insert(library.key, places);
         tracing::debug!(path = %path.display(), probes = points.len(), "library probed");
         Ok(points.len())
-    }
-
-    fn place(&mut self, library: &Library, points: &[Point]) -> Result<(), AttachError> {
-        let path = library.kernel_path();
-        let mut links = Vec::with_capacity(2);
-        // The return first: an entry without its return would stay open.
-        for (name, retprobe) in [("call_return", true), ("call_entry", false)] {
-            let refused = |source: io::Error| AttachError::Refused {
-                path: library.path.clone(),
-                source,
-            };
-            let program = self
-                .object
-                .progs_mut()
-                .find(|p| p.name() == name)
-                .ok_or_else(|| refused(io::ErrorKind::NotFound.into()))?;
-            let options = UprobeMultiOpts {
-                offsets: points.iter().map(|p| p.offset as usize).collect(),
-                cookies: points.iter().map(|p| library::cookie(p.op)).collect(),
-                retprobe,
-                ..UprobeMultiOpts::default()
-            };
-            let every_process = -1;
-            let link = program
-                .attach_uprobe_multi_with_opts(every_process, &path, "", options)
-                .map_err(|e| refused(io::Error::other(e)))?;
-            links.push(link);
-        }
-        self.links.append(&mut links);
-        Ok(())
     }
 
     /// Sleeps until the ring is a quarter full, or for `most`.
@@ -361,7 +362,7 @@ impl Ebpf {
             let Some(tracepoint) = section.strip_prefix("tp_btf/") else {
                 continue;
             };
-            if !self.kernel.has_tracepoint(tracepoint) {
+            if !program.autoload() {
                 continue;
             }
             match program.attach() {
@@ -776,7 +777,8 @@ impl Source for Ebpf {
     fn stop(&mut self) {
         self.stopped = true;
         self.mappings = None;
-        // Closing one link waits for every CPU: together they wait once.
+        self.uprobes.clear();
+        // As above: together they wait once.
         let links = std::mem::take(&mut self.links);
         std::thread::scope(|scope| {
             for link in links {
@@ -848,9 +850,17 @@ fn load(
     for mut program in open.progs_mut() {
         let section = program.section().to_string_lossy().into_owned();
         let Some(tracepoint) = section.strip_prefix("tp_btf/") else {
+            if section.ends_with("probe.multi") && kernel.probe_kind() == ProbeKind::PerfEvents {
+                // The section's type of attachment is what old kernels do not know; none is that of a perf event.
+                program.set_attach_type(ProgramAttachType::CgroupInetIngress);
+            }
             continue;
         };
-        if !kernel.has_tracepoint(tracepoint) {
+        if INSTEAD_OF_IO_START.contains(&tracepoint) {
+            program.set_autoload(stand_in_for_io_start(kernel));
+        } else if tracepoint == IO_START && stand_in_for_io_start(kernel) {
+            program.set_autoload(false);
+        } else if !kernel.has_tracepoint(tracepoint) {
             program.set_autoload(false);
             gaps.push(Gap {
                 code: GapCode::ProbeMissing,
@@ -867,8 +877,18 @@ fn load(
         listed: options.pids.is_some(),
         all_block_io: options.all_block_io,
         pid_namespace: kernel.pid_namespace.unwrap_or(0),
+        has: [
+            (kernel.switch_state, layout::HAS_SWITCH_STATE),
+            (kernel.victim_task, layout::HAS_VICTIM_TASK),
+            (!stand_in_for_io_start(kernel), layout::HAS_IO_START),
+        ]
+        .into_iter()
+        .filter_map(|(has, bit)| has.then_some(bit))
+        .sum(),
     };
-    configure(&mut open, &settings, options.ring_bytes).map_err(|e| refused("settings", e))?;
+    let growing_maps = Version::parse(&kernel.release) >= kernel::GROWING_MAPS;
+    configure(&mut open, &settings, options.ring_bytes, growing_maps)
+        .map_err(|e| refused("settings", e))?;
     open.load().map_err(|e| refused("programs", e))
 }
 
@@ -876,10 +896,14 @@ fn configure(
     open: &mut OpenObject,
     settings: &Settings,
     ring_bytes: u32,
+    growing_maps: bool,
 ) -> Result<(), libbpf_rs::Error> {
     for mut map in open.maps_mut() {
         if map.name() == "ring" {
             map.set_max_entries(ring_bytes)?;
+        } else if map.name() == "counts" && !growing_maps {
+            map.set_map_flags(0)?;
+            map.set_max_entries(FIXED_COUNTS)?;
         } else if map.name() == ".rodata.settings"
             && let Some(place) = map
                 .initial_value_mut()
