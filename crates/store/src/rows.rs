@@ -169,6 +169,8 @@ rows! {
     /// versions; `pid` and `device_id` are -1 where they are not known or not applicable; `metadata` is JSON.
     MemoryRow, MemoryColumns, MemoryReader {
         boot_ns: u64,
+        /// As the collector said it.
+        unix_ns: u64,
         version: u8,
         session_id: String,
         event_type: String,

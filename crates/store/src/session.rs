@@ -7,13 +7,15 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::RecordBatch;
+use warptrace_formats::memory::Upgrade;
 use warptrace_model::{
     Annotation, BootNanos, ClockAnchor, Event, Finding, Gap, GapCode, Histogram, Loss, LossReason,
-    OpKey, ProcessInfo, ThreadName, Unit, Window,
+    MemoryEvent, OpKey, ProcessInfo, ThreadName, Unit, Window,
 };
 
 use crate::error::{SegmentError, StoreError};
@@ -227,6 +229,25 @@ impl Session {
         let mut levels = self.rows(None, MemoryRow::level)?;
         levels.sort_by_key(|l: &MemoryLevel| l.at);
         Ok(levels)
+    }
+
+    /// The events of memory collectors, segment by segment, exactly as they were said but for whether their capabilities were
+    /// inferred. `take` says whether to go on.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn memory_events(
+        &self,
+        mut take: impl FnMut(MemoryEvent) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let upgrade = Upgrade::default();
+        let mut over = false;
+        self.for_each_row(None, |row: MemoryRow| {
+            if !over {
+                over = take(row.event(&upgrade)?).is_break();
+            }
+            Some(())
+        })
     }
 
     /// Requests of run logs, by when they were logged.
@@ -584,10 +605,12 @@ fn latest<V, K: Ord>(values: Vec<V>, key: impl Fn(&V) -> K) -> Vec<V> {
 
 /// Who lost records, as a name that lives as long as the program.
 fn source_name(name: &str) -> &'static str {
-    ["ebpf", "preload", "agent", "annotate", "json", "store", "engine"]
-        .into_iter()
-        .find(|known| *known == name)
-        .unwrap_or("other")
+    [
+        "ebpf", "preload", "agent", "annotate", "json", "store", "engine",
+    ]
+    .into_iter()
+    .find(|known| *known == name)
+    .unwrap_or("other")
 }
 
 /// A table's stream that was not sealed.

@@ -433,51 +433,34 @@ pub(crate) fn skip(test: &str, why: &str) {
 
 /// An event of a memory collector, with what the columns can hold at its ends.
 pub(crate) fn memory_event(i: u64) -> MemoryEvent {
-    let n = |v: u64| Int::new(v as i64);
-    let mut values = Object::new();
-    values.insert("backend", Value::from("cuda \u{1f680} \"quoted\""));
-    let flag = |set| i.is_multiple_of(2) || set;
-    MemoryEvent {
-        said: MemoryVersion::V4,
-        session_id: "s".into(),
-        timestamp_ns: n(1_700_000_000_000_000_000 + i * 1_000),
-        event_type: "sample".into(),
-        collector: "stormlog.cuda_tracker".into(),
-        sampling_interval_ms: n(100),
-        pid: if i == 0 { Int::new(-1) } else { n(i) },
-        host: "node".into(),
-        identity: Identity::default(),
-        device_id: n(i % 3),
-        allocator_allocated_bytes: flag(false).then(|| Int::new(i64::MAX)),
-        allocator_reserved_bytes: flag(false).then(|| n(i)),
-        allocator_active_bytes: None,
-        allocator_inactive_bytes: None,
-        allocator_change_bytes: Some(Int::new(i64::MIN)),
-        device_used_bytes: Some(n(i)),
-        device_free_bytes: None,
-        device_total_bytes: Some(n(i + 1)),
-        context: (i > 3).then(|| "step".into()),
-        metadata: Arc::new(Metadata {
-            values,
-            capabilities: Capabilities {
-                backend: "cuda".into(),
-                telemetry_collector: "c".into(),
-                sampling_source: "s".into(),
-                supports_allocator_allocated: true,
-                supports_allocator_reserved: true,
-                supports_allocator_active: false,
-                supports_allocator_inactive: false,
-                supports_device_used: true,
-                supports_device_free: false,
-                supports_device_total: true,
-                supports_native_allocator_history: false,
-                supports_fragmentation_analysis: true,
-                supports_allocator_attribution: true,
-                supports_bounded_profiling: false,
-            },
-            inferred: false,
-        }),
-    }
+    use warptrace_formats::memory::{Upgrade, open_json};
+    let some = |set: bool, value: String| if set { value } else { "null".to_owned() };
+    let record = format!(
+        r#"{{"schema_version": {version}, "session_id": "s", "timestamp_ns": {time}, "event_type": "sample",
+            "collector": "stormlog.cuda_tracker", "sampling_interval_ms": 100, "pid": {pid}, "host": "node", "job_id": {job},
+            "rank": 0, "local_rank": 0, "world_size": 2, "device_id": {device},
+            "allocator_allocated_bytes": {max}, "allocator_reserved_bytes": {i}, "allocator_active_bytes": {active},
+            "allocator_inactive_bytes": null, "allocator_change_bytes": {min}, "device_used_bytes": {i},
+            "device_free_bytes": null, "device_total_bytes": {total}, "context": {context},
+            "metadata": {{"backend": "cuda \ud83d\ude80 \"quoted\"", "huge": 99999999999999999999, "i": {i}}}}}"#,
+        version = [3, 4, 2][(i % 3) as usize],
+        time = 1_700_000_000_000_000_000 + i * 1_000,
+        pid = i as i64 - 1,
+        job = some(i > 2, format!("\"job-{i}\"")),
+        device = i % 3,
+        max = i64::MAX,
+        min = i64::MIN,
+        active = some(i.is_multiple_of(2), i.to_string()),
+        total = i + 1,
+        context = some(i > 3, "\"step\"".to_owned()),
+    );
+    // The second version has no session id.
+    let record = match i % 3 {
+        2 => record.replace(r#""session_id": "s", "#, ""),
+        _ => record,
+    };
+    let value = open_json::parse(record.as_bytes()).unwrap();
+    Upgrade::default().event(value).unwrap()
 }
 
 pub(crate) fn request(i: u64) -> Request {
