@@ -50,6 +50,8 @@ pub struct Memory {
     pub markers: Vec<MemoryMarker>,
     /// By time in all, most first.
     pub phases: Vec<MemoryPhase>,
+    /// The longest 2,000 of them, by start; empty where no points were asked for.
+    pub spans: Vec<MemorySpan>,
     pub issues: Vec<MemoryIssue>,
 }
 
@@ -75,8 +77,10 @@ pub struct MemorySession {
     pub start_unix_ns: u64,
     #[serde(serialize_with = "as_text")]
     pub end_unix_ns: u64,
-    /// Nobody said that it stopped.
+    /// Its last event is no `stop`.
     pub interrupted: bool,
+    /// `completed`, `interrupted`, `incomplete` or `running`, where its writer or its file says so.
+    pub status: Option<&'static str>,
 }
 
 /// The levels of one process's rank and device.
@@ -260,6 +264,22 @@ pub struct MemoryPhase {
     pub net_bytes: i64,
 }
 
+/// One phase of one thread.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MemorySpan {
+    pub session: String,
+    pub rank: i64,
+    pub path: String,
+    /// 1 for the outermost.
+    pub depth: usize,
+    #[serde(serialize_with = "as_text")]
+    pub start_unix_ns: u64,
+    #[serde(serialize_with = "as_text")]
+    pub end_unix_ns: u64,
+    /// Nobody said that it ended.
+    pub open: bool,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MemoryIssue {
     /// `issue:` and 24 hex digits, as the Python package `stormlog` numbers them.
@@ -363,6 +383,22 @@ pub fn memory_answer(report: &MemoryReport, question: MemoryQuestion) -> Memory 
                 net_bytes: p.net_bytes,
             })
             .collect(),
+        spans: report
+            .spans
+            .iter()
+            .filter(|_| question.points > 0)
+            .filter_map(|s| {
+                Some(MemorySpan {
+                    session: s.session_id.to_string(),
+                    rank: s.rank.to_i64()?,
+                    path: s.path_text(),
+                    depth: s.path.len(),
+                    start_unix_ns: s.start_ns.to_u64()?,
+                    end_unix_ns: s.end_ns.to_u64()?,
+                    open: s.synthetic_end,
+                })
+            })
+            .collect(),
         issues: report
             .issues
             .iter()
@@ -412,6 +448,7 @@ fn session(session: &engine::SessionUse) -> MemorySession {
         start_unix_ns: unix(session.first_ns),
         end_unix_ns: unix(session.last_ns),
         interrupted: session.interrupted,
+        status: None,
     }
 }
 

@@ -12,7 +12,7 @@ use super::classify::{is_oom, issue, severity};
 use super::findings::{Check, MemoryFinding, conclude};
 use super::fingerprint::{Fingerprint, fingerprint};
 use super::markers::Marker;
-use super::phases::{PhaseLog, PhaseOrigin, Phases};
+use super::phases::{PhaseLog, PhaseOrigin, PhaseSpan, Phases};
 use super::ranks::{RankReport, Steps, compare};
 use super::rules::{Caps, Rules};
 use super::series::{Level, Peak, Points, Series, SeriesKey, Values};
@@ -35,6 +35,8 @@ pub struct MemoryReport {
     pub markers: Vec<Marker>,
     /// By time in all, most first.
     pub phases: Vec<PhaseUse>,
+    /// The longest of the phases, by start.
+    pub spans: Vec<PhaseSpan>,
     /// By times seen, most first.
     pub issues: Vec<Issue>,
     pub ooms: Vec<OomMoment>,
@@ -406,6 +408,7 @@ impl Analyzer {
         MemoryReport {
             peak_phases,
             phases: phase_uses(&self.series, &phases),
+            spans: longest(phases, self.rules.caps.spans),
             sessions: self.sessions,
             series: self.series,
             findings,
@@ -562,6 +565,16 @@ fn phase_uses(series: &[Series], phases: &Phases) -> Vec<PhaseUse> {
     let mut uses: Vec<PhaseUse> = uses.into_values().collect();
     uses.sort_by_key(|u| (std::cmp::Reverse(u.total_ns), u.path.clone()));
     uses
+}
+
+fn longest(phases: Phases, most: usize) -> Vec<PhaseSpan> {
+    let mut spans = phases.into_spans();
+    if spans.len() > most {
+        spans.sort_by_cached_key(|s| (s.start_ns.minus(&s.end_ns), s.start_ns.clone()));
+        spans.truncate(most);
+    }
+    spans.sort_by(|a, b| (&a.start_ns, &b.end_ns).cmp(&(&b.start_ns, &a.end_ns)));
+    spans
 }
 
 /// The phase of a session's rank at a moment, for people.

@@ -350,6 +350,11 @@ impl Phases {
         self.spans.values().flatten()
     }
 
+    /// All of them, in no defined order.
+    pub fn into_spans(self) -> Vec<PhaseSpan> {
+        self.spans.into_values().flatten().collect()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }

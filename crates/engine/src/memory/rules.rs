@@ -42,6 +42,7 @@ impl Default for Rules {
                 points_in_all: 262_144,
                 boundaries: 65_536,
                 markers: 10_000,
+                spans: 2000,
                 ooms: 1000,
                 issues: 1000,
                 sessions: 10_000,
@@ -97,6 +98,8 @@ pub struct Caps {
     /// Entries to and exits from phases.
     pub boundaries: usize,
     pub markers: usize,
+    /// Phases that a report lists one by one, the longest.
+    pub spans: usize,
     pub ooms: usize,
     pub issues: usize,
     pub sessions: usize,
