@@ -56,6 +56,14 @@ impl<'a> Number<'a> {
 
     /// Sign and exact magnitude, when it is integral and fits.
     fn magnitude(&self) -> Option<(bool, u64)> {
+        // Most are short and plain; 19 digits always fit.
+        if self.raw.len() <= 19 && self.raw.iter().all(u8::is_ascii_digit) {
+            let digits = self.raw.iter();
+            return Some((
+                false,
+                digits.fold(0, |value, digit| value * 10 + u64::from(digit - b'0')),
+            ));
+        }
         let (negative, rest) = match self.raw.strip_prefix(b"-") {
             Some(rest) => (true, rest),
             None => (false, self.raw),

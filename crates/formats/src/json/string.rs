@@ -62,6 +62,7 @@ impl<'a> Str<'a> {
     }
 
     /// Whether it is `text`, after unescaping. No allocation.
+    #[inline]
     pub fn is(&self, text: &str) -> bool {
         if !self.escaped {
             return self.raw == text.as_bytes();
@@ -113,6 +114,7 @@ impl<'a> Str<'a> {
 
     /// The text with every lone surrogate, named by an escape, as the three bytes of its generalised UTF-8 (WTF-8), and
     /// every other byte as it is. Never fails; equal strings give equal bytes.
+    #[inline]
     pub fn decode_wtf8(&self) -> Cow<'a, [u8]> {
         if !self.escaped {
             return Cow::Borrowed(self.raw);

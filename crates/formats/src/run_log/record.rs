@@ -144,87 +144,88 @@ enum Level {
     Stats,
 }
 
-/// Of equal keys the first wins, whatever its type; so a slot remembers that its key was there.
-type Slot<'a> = Option<Scalar<'a>>;
-
-#[derive(Default)]
-struct Slots<'a> {
-    kind: Slot<'a>,
-    phase: Slot<'a>,
-    name: Slot<'a>,
-    t: Slot<'a>,
-    started_at: Slot<'a>,
-    reason: Slot<'a>,
-    schema: Slot<'a>,
-    stats: Slot<'a>,
-    stats_requests: Slot<'a>,
-    stats_errors: Slot<'a>,
-    stats_tokens_out: Slot<'a>,
-    host: Slot<'a>,
-    host_name: Slot<'a>,
-    backend: Slot<'a>,
-    backend_kind: Slot<'a>,
-    model: Slot<'a>,
-    model_name: Slot<'a>,
-    prompt_tokens: Slot<'a>,
-    completion_tokens: Slot<'a>,
-    wall_us: Slot<'a>,
-    extra: Slot<'a>,
-    extra_model: Slot<'a>,
-    extra_prompt_tokens: Slot<'a>,
-    extra_completion_tokens: Slot<'a>,
-    extra_latency_us: Slot<'a>,
-    extra_request_id: Slot<'a>,
-    extra_principal_id: Slot<'a>,
-    extra_status: Slot<'a>,
-    extra_code: Slot<'a>,
-    extra_message: Slot<'a>,
+/// The values that are wanted, by their place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Kind,
+    Phase,
+    Name,
+    T,
+    StartedAt,
+    Reason,
+    Schema,
+    Stats,
+    StatsRequests,
+    StatsErrors,
+    StatsTokensOut,
+    Host,
+    HostName,
+    Backend,
+    BackendKind,
+    Model,
+    ModelName,
+    PromptTokens,
+    CompletionTokens,
+    WallMicros,
+    Extra,
+    ExtraModel,
+    ExtraPromptTokens,
+    ExtraCompletionTokens,
+    ExtraLatencyMicros,
+    ExtraRequestId,
+    ExtraPrincipalId,
+    ExtraStatus,
+    ExtraCode,
+    ExtraMessage,
 }
 
-impl<'a> Slots<'a> {
-    /// The slot of a key, and where its own keys go when its value is an object.
-    fn of(&mut self, level: Level, key: &[u8]) -> Option<(&mut Slot<'a>, Option<Level>)> {
-        let leaf = |slot| Some((slot, None));
+/// How many fields there are.
+const FIELDS: usize = Field::ExtraMessage as usize + 1;
+
+impl Field {
+    /// The field of a key, and where its own keys go when its value is an object.
+    fn of(level: Level, key: &[u8]) -> Option<(Field, Option<Level>)> {
+        let leaf = |field| Some((field, None));
         match level {
             Level::Top => match key {
-                b"kind" => leaf(&mut self.kind),
-                b"phase" => leaf(&mut self.phase),
-                b"name" => leaf(&mut self.name),
-                b"t" => leaf(&mut self.t),
-                b"extra" => Some((&mut self.extra, Some(Level::Extra))),
-                b"started_at" => leaf(&mut self.started_at),
-                b"reason" => leaf(&mut self.reason),
-                b"schema" => leaf(&mut self.schema),
-                b"stats" => Some((&mut self.stats, Some(Level::Stats))),
-                b"host" => Some((&mut self.host, Some(Level::Host))),
-                b"backend" => Some((&mut self.backend, Some(Level::Backend))),
-                b"model" => Some((&mut self.model, Some(Level::Model))),
-                b"prompt_tokens" => leaf(&mut self.prompt_tokens),
-                b"completion_tokens" => leaf(&mut self.completion_tokens),
-                b"wall_us" => leaf(&mut self.wall_us),
+                b"kind" => leaf(Field::Kind),
+                b"phase" => leaf(Field::Phase),
+                b"name" => leaf(Field::Name),
+                b"t" => leaf(Field::T),
+                b"extra" => Some((Field::Extra, Some(Level::Extra))),
+                b"started_at" => leaf(Field::StartedAt),
+                b"reason" => leaf(Field::Reason),
+                b"schema" => leaf(Field::Schema),
+                b"stats" => Some((Field::Stats, Some(Level::Stats))),
+                b"host" => Some((Field::Host, Some(Level::Host))),
+                b"backend" => Some((Field::Backend, Some(Level::Backend))),
+                b"model" => Some((Field::Model, Some(Level::Model))),
+                b"prompt_tokens" => leaf(Field::PromptTokens),
+                b"completion_tokens" => leaf(Field::CompletionTokens),
+                b"wall_us" => leaf(Field::WallMicros),
                 _ => None,
             },
             Level::Extra => leaf(match key {
-                b"model" => &mut self.extra_model,
-                b"prompt_tokens" => &mut self.extra_prompt_tokens,
-                b"completion_tokens" => &mut self.extra_completion_tokens,
-                b"latency_us" => &mut self.extra_latency_us,
-                b"request_id" => &mut self.extra_request_id,
-                b"principal_id" => &mut self.extra_principal_id,
-                b"status" => &mut self.extra_status,
-                b"code" => &mut self.extra_code,
-                b"message" => &mut self.extra_message,
+                b"model" => Field::ExtraModel,
+                b"prompt_tokens" => Field::ExtraPromptTokens,
+                b"completion_tokens" => Field::ExtraCompletionTokens,
+                b"latency_us" => Field::ExtraLatencyMicros,
+                b"request_id" => Field::ExtraRequestId,
+                b"principal_id" => Field::ExtraPrincipalId,
+                b"status" => Field::ExtraStatus,
+                b"code" => Field::ExtraCode,
+                b"message" => Field::ExtraMessage,
                 _ => return None,
             }),
             Level::Stats => leaf(match key {
-                b"requests" => &mut self.stats_requests,
-                b"errors" => &mut self.stats_errors,
-                b"tokens_out" => &mut self.stats_tokens_out,
+                b"requests" => Field::StatsRequests,
+                b"errors" => Field::StatsErrors,
+                b"tokens_out" => Field::StatsTokensOut,
                 _ => return None,
             }),
-            Level::Host if key == b"name" => leaf(&mut self.host_name),
-            Level::Backend if key == b"kind" => leaf(&mut self.backend_kind),
-            Level::Model if key == b"name" => leaf(&mut self.model_name),
+            Level::Host if key == b"name" => leaf(Field::HostName),
+            Level::Backend if key == b"kind" => leaf(Field::BackendKind),
+            Level::Model if key == b"name" => leaf(Field::ModelName),
             _ => None,
         }
     }
@@ -233,7 +234,9 @@ impl<'a> Slots<'a> {
 struct Scan<'a> {
     line: &'a [u8],
     reader: Reader<'a>,
-    slots: Slots<'a>,
+    values: [Scalar<'a>; FIELDS],
+    /// One bit a field: of equal keys the first wins, whatever its type.
+    seen: u32,
 }
 
 impl<'a> Scan<'a> {
@@ -241,7 +244,8 @@ impl<'a> Scan<'a> {
         Scan {
             line,
             reader: Reader::new(line),
-            slots: Slots::default(),
+            values: [Scalar::Other; FIELDS],
+            seen: 0,
         }
     }
 
@@ -257,10 +261,9 @@ impl<'a> Scan<'a> {
         self.object(Level::Top)?;
         let end = self.reader.position();
         self.reader.next()?;
-        let slots = &self.slots;
-        let text = |slot: Slot<'a>| slot.and_then(Scalar::str);
-        let count = |slot: Slot<'a>| slot.and_then(Scalar::count);
-        let (kind_name, phase, name) = (text(slots.kind), text(slots.phase), text(slots.name));
+        let text = |field: Field| self.values[field as usize].str();
+        let count = |field: Field| self.values[field as usize].count();
+        let (kind_name, phase, name) = (text(Field::Kind), text(Field::Phase), text(Field::Name));
         let kind = route(kind_name, phase, name);
         let mut record = Record {
             kind,
@@ -268,37 +271,37 @@ impl<'a> Scan<'a> {
             kind_name,
             phase,
             name,
-            t_secs: match slots.t {
-                Some(Scalar::Number(n)) => Some(n.as_f64()).filter(|t| t.is_finite() && *t >= 0.0),
+            t_secs: match self.values[Field::T as usize] {
+                Scalar::Number(n) => Some(n.as_f64()).filter(|t| t.is_finite() && *t >= 0.0),
                 _ => None,
             },
-            started_at: text(slots.started_at),
-            host: text(slots.host).or(text(slots.host_name)),
-            backend: text(slots.backend_kind),
-            reason: text(slots.reason),
+            started_at: text(Field::StartedAt),
+            host: text(Field::Host).or(text(Field::HostName)),
+            backend: text(Field::BackendKind),
+            reason: text(Field::Reason),
             stats: [
-                count(slots.stats_requests),
-                count(slots.stats_errors),
-                count(slots.stats_tokens_out),
+                count(Field::StatsRequests),
+                count(Field::StatsErrors),
+                count(Field::StatsTokensOut),
             ],
-            schema: text(slots.schema),
-            model: text(slots.extra_model),
-            principal: text(slots.extra_principal_id),
-            request_id: text(slots.extra_request_id),
-            prompt_tokens: count(slots.extra_prompt_tokens),
-            completion_tokens: count(slots.extra_completion_tokens),
-            latency_micros: count(slots.extra_latency_us),
-            status: count(slots.extra_status),
-            code: text(slots.extra_code),
-            message: text(slots.extra_message),
+            schema: text(Field::Schema),
+            model: text(Field::ExtraModel),
+            principal: text(Field::ExtraPrincipalId),
+            request_id: text(Field::ExtraRequestId),
+            prompt_tokens: count(Field::ExtraPromptTokens),
+            completion_tokens: count(Field::ExtraCompletionTokens),
+            latency_micros: count(Field::ExtraLatencyMicros),
+            status: count(Field::ExtraStatus),
+            code: text(Field::ExtraCode),
+            message: text(Field::ExtraMessage),
         };
         match kind {
-            Kind::RunStart => record.model = text(slots.model_name),
+            Kind::RunStart => record.model = text(Field::ModelName),
             Kind::RetiredRequest => {
-                record.model = text(slots.model);
-                record.prompt_tokens = count(slots.prompt_tokens);
-                record.completion_tokens = count(slots.completion_tokens);
-                record.latency_micros = count(slots.wall_us);
+                record.model = text(Field::Model);
+                record.prompt_tokens = count(Field::PromptTokens);
+                record.completion_tokens = count(Field::CompletionTokens);
+                record.latency_micros = count(Field::WallMicros);
             }
             _ => {}
         }
@@ -308,35 +311,30 @@ impl<'a> Scan<'a> {
     /// The members of an object whose start has been taken. Goes at most one level down.
     fn object(&mut self, level: Level) -> Result<(), Error> {
         while let Some(Token::Key(key)) = self.reader.next()? {
-            let name = key.decode_wtf8();
-            let wanted = match self.slots.of(level, &name) {
-                Some((slot @ None, inner)) => {
-                    *slot = Some(Scalar::Other);
-                    Some(inner)
-                }
-                _ => None,
+            let field = match key.is_escaped() {
+                false => Field::of(level, key.raw()),
+                true => Field::of(level, &key.decode_wtf8()),
             };
+            let field = field.filter(|&(field, _)| self.seen & 1 << field as u32 == 0);
+            if let Some((field, _)) = field {
+                self.seen |= 1 << field as u32;
+            }
             let depth = self.reader.depth();
-            let scalar = match self.reader.next()? {
-                Some(Token::String(s)) => Scalar::Str(s),
-                Some(Token::Number(n)) => Scalar::Number(n),
-                Some(Token::ObjectStart) => {
-                    match wanted {
-                        Some(Some(inner)) => self.object(inner)?,
-                        _ => self.reader.skip_to(depth)?,
-                    }
+            let value = match (self.reader.next()?, field) {
+                (Some(Token::String(s)), _) => Scalar::Str(s),
+                (Some(Token::Number(n)), _) => Scalar::Number(n),
+                (Some(Token::ObjectStart), Some((_, Some(inner)))) => {
+                    self.object(inner)?;
                     continue;
                 }
-                Some(Token::ArrayStart) => {
+                (Some(Token::ObjectStart | Token::ArrayStart), _) => {
                     self.reader.skip_to(depth)?;
                     continue;
                 }
                 _ => continue,
             };
-            if wanted.is_some()
-                && let Some((slot, _)) = self.slots.of(level, &name)
-            {
-                *slot = Some(scalar);
+            if let Some((field, _)) = field {
+                self.values[field as usize] = value;
             }
         }
         Ok(())
