@@ -74,6 +74,8 @@ pub(crate) enum Command {
     Query(QueryArgs),
     /// List sessions, remove them, or prune old ones
     Sessions(SessionsArgs),
+    /// Tell a running recorder what a job is doing: labels on a moment or an interval
+    Annotate(AnnotateArgs),
     /// Read, check and repair the run logs of inference servers (JSON lines, toy/v1)
     #[command(subcommand)]
     Runlog(RunlogCommand),
@@ -198,6 +200,37 @@ pub(crate) struct QueryArgs {
     /// Give up after this time
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) output: JsonFlag,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Without --pid the labels are about everything that is recorded, if you may say that: as root, or as the \
+    user that records. Other users see what is on the command line (ps); --from-file - keeps it from them."
+)]
+pub(crate) struct AnnotateArgs {
+    /// What is so from now on: step=12 phase=train. Keys are of letters, digits, `_`, `.`, `-`
+    #[arg(value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// The process that they are about, by its pid as this shell sees it
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "from_file")]
+    pub(crate) pid: Option<u32>,
+    /// Only from this time on: 2026-11-22T08:00:00Z, or Unix nanoseconds
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with_all = ["since", "from_file"])]
+    pub(crate) span_start: Option<std::time::SystemTime>,
+    /// Up to this time [default: now]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, requires = "span_start")]
+    pub(crate) span_end: Option<std::time::SystemTime>,
+    /// Only for the last part of the time up to now (90s, 5m)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with = "from_file")]
+    pub(crate) since: Option<Duration>,
+    /// Send the lines of a file as they are, - for standard input: {"labels":{"step":"12"},"pid":4711}
+    #[arg(long, value_name = "FILE", conflicts_with = "labels")]
+    pub(crate) from_file: Option<PathBuf>,
+    /// Where the recorder listens [default: WARPTRACE_ANNOTATE_SOCKET, else the first of the usual places]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) output: JsonFlag,
 }
@@ -367,6 +400,14 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
         }
         _ => Err("a label is KEY=VALUE, its key made of letters, digits, _ . and -".into()),
     }
+}
+
+fn parse_time(text: &str) -> Result<std::time::SystemTime, String> {
+    let nanos = text.parse().ok().map(Duration::from_nanos);
+    let since_epoch = nanos.and_then(|nanos| std::time::UNIX_EPOCH.checked_add(nanos));
+    since_epoch
+        .or_else(|| humantime::parse_rfc3339_weak(text).ok())
+        .ok_or_else(|| "not a time: write 2026-11-22T08:00:00Z (UTC), or Unix nanoseconds".into())
 }
 
 fn parse_severity(text: &str) -> Result<warptrace_model::Severity, String> {

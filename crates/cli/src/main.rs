@@ -1,5 +1,6 @@
 //! The command `warptrace`: parse, wire up, exit code.
 
+mod annotate;
 mod args;
 mod check;
 mod demo;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         }
         Command::Explain(args) => explain::run(global, &args),
         Command::Query(args) => query::run(global, &args),
+        Command::Annotate(args) => annotate::run(&args),
         Command::Sessions(args) => sessions::run(global, &args),
         Command::Runlog(command) => runlog::run(global, &command),
         Command::Demo(args) => demo::run(global, &args),
