@@ -79,6 +79,10 @@ pub(crate) enum Command {
     /// Read, check and repair the run logs of inference servers (JSON lines, toy/v1)
     #[command(subcommand)]
     Runlog(RunlogCommand),
+    /// Read files of other systems into a session: SQLite traces, annotations, memory telemetry, run logs
+    Ingest(IngestArgs),
+    /// Write a session as a file of another system
+    Export(ExportArgs),
     /// Record and explain a real fault in a simulated GPU job
     Demo(DemoArgs),
     /// Print a completion script
@@ -329,6 +333,43 @@ pub(crate) struct RunlogRepairArgs {
     pub(crate) in_place: bool,
     #[command(flatten)]
     pub(crate) output: JsonFlag,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What a file is, its content says, not its name. All goes into one new session, but each node that a \
+    SQLite trace names into one of its own. Files are only read.\n\nExit codes: 0 something was kept, 1 nothing could be, \
+    2 could not run."
+)]
+pub(crate) struct IngestArgs {
+    /// Files, or folders of them
+    #[arg(required = true, value_name = "FILE|DIR")]
+    pub(crate) paths: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: JsonFlag,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Session: its id, the beginning of it, or its folder [default: the newest]
+    pub(crate) session: Option<String>,
+    #[arg(long, value_enum)]
+    pub(crate) format: ExportFormat,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Replace the file if there is one
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// The SQLite trace database of ingero 0.17
+    IngeroDb,
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,9 @@ mod args;
 mod check;
 mod demo;
 mod explain;
+mod export;
 mod guest;
+mod ingest;
 mod launch;
 mod output;
 mod query;
@@ -48,6 +50,8 @@ fn main() -> ExitCode {
         Command::Annotate(args) => annotate::run(&args),
         Command::Sessions(args) => sessions::run(global, &args),
         Command::Runlog(command) => runlog::run(global, &command),
+        Command::Ingest(args) => ingest::run(global, &args),
+        Command::Export(args) => export::run(global, &args),
         Command::Demo(args) => demo::run(global, &args),
         Command::Completions(args) => {
             let mut script = Vec::new();
