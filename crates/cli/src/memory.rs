@@ -1,4 +1,4 @@
-//! `memory`: GPU memory over time, from telemetry files and folders, with what is wrong with it.
+//! `memory`: GPU memory over time, from sessions, telemetry files and folders, with what is wrong with it.
 //!
 //! Reads once and keeps no events: files may be larger than memory.
 
@@ -8,7 +8,8 @@ mod input;
 mod text;
 
 use std::io::Write as _;
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use warptrace_api::{Memory, MemoryQuestion, Skip, memory_answer};
@@ -16,25 +17,15 @@ use warptrace_engine::memory::{Analyzer, Rules};
 use warptrace_model::Severity;
 
 use crate::args::{Global, MemoryArgs, MemoryOptions, MemoryView};
-use crate::output;
+use crate::{output, sessions};
 
 pub(crate) fn run(global: &Global, args: &MemoryArgs) -> anyhow::Result<u8> {
     let (view, options) = match &args.view {
         Some(view) => view.parts(),
         None => (View::Summary, &args.options),
     };
-    if options.inputs.is_empty() {
-        bail!(
-            "memory of what? Name a telemetry file, a sink's folder, or a folder of them: \
-             warptrace memory {}run/telemetry",
-            if view == View::Summary {
-                String::new()
-            } else {
-                format!("{} ", view.name())
-            }
-        );
-    }
-    let mut answer = answer(options, view)?;
+    let inputs = inputs(global, &options.inputs)?;
+    let mut answer = answer(&inputs, options, view)?;
     view.narrow(&mut answer);
     let mut printed = false;
     if let Some(to) = &options.html {
@@ -118,11 +109,51 @@ impl MemoryView {
     }
 }
 
-fn answer(options: &MemoryOptions, view: View) -> anyhow::Result<Memory> {
+/// What to read: files and folders of telemetry, and sessions of ours.
+struct Inputs {
+    files: Vec<PathBuf>,
+    sessions: Vec<PathBuf>,
+}
+
+/// Tells sessions from telemetry: a folder that has a `session.json`, or what is no file but begins a session's id. Without
+/// any, the newest session.
+fn inputs(global: &Global, named: &[PathBuf]) -> anyhow::Result<Inputs> {
+    let mut inputs = Inputs {
+        files: Vec::new(),
+        sessions: Vec::new(),
+    };
+    for name in named {
+        if name.join("session.json").is_file() {
+            inputs.sessions.push(name.clone());
+        } else if !name.exists()
+            && let Some(id) = name.to_str().filter(|n| !n.contains('/'))
+            && let Ok(session) = sessions::resolve(global, Some(id))
+        {
+            inputs.sessions.push(session);
+        } else {
+            inputs.files.push(name.clone());
+        }
+    }
+    if named.is_empty() {
+        inputs.sessions.push(sessions::resolve(global, None)?);
+    }
+    Ok(inputs)
+}
+
+fn answer(inputs: &Inputs, options: &MemoryOptions, view: View) -> anyhow::Result<Memory> {
     let mut analyzer = Analyzer::new(Rules::default());
-    let read = input::read(&options.inputs, options.strict, &mut |event| {
+    let mut read = input::read(&inputs.files, options.strict, &mut |event| {
         analyzer.add(event)
     })?;
+    for folder in &inputs.sessions {
+        let session = sessions::open(folder)
+            .with_context(|| format!("cannot read the session {folder:?}"))?;
+        read.sources.push(format!("session {}", session.meta().id));
+        session.memory_events(|event| {
+            analyzer.add(&event);
+            ControlFlow::Continue(())
+        })?;
+    }
     let report = analyzer.finish();
     let wants_points = view == View::Timeline || options.html.is_some() || options.csv.is_some();
     let question = MemoryQuestion {
@@ -143,7 +174,16 @@ fn answer(options: &MemoryOptions, view: View) -> anyhow::Result<Memory> {
         eprintln!("warptrace: {note}");
     }
     if answer.events == 0 {
-        bail!("no event of GPU memory in {}", answer.sources.join(", "));
+        let advice = match inputs.files.is_empty() {
+            true => {
+                " (the job took no memory on a GPU while it was recorded; to read telemetry, name its file or folder)"
+            }
+            false => "",
+        };
+        bail!(
+            "no event of GPU memory in {}{advice}",
+            answer.sources.join(", ")
+        );
     }
     Ok(answer)
 }

@@ -107,16 +107,24 @@ pub(super) fn of(report: &MemoryReport, finding: &MemoryFinding) -> Words {
             "it is not PyTorch's allocator: look at other processes on the device (nvidia-smi), at libraries with \
              workspaces of their own, and at communicators or streams made again and again",
         ),
-        What::HiddenSpikes(hidden) => {
+        What::HiddenSpikes { hidden, ranks } => {
             let largest = &hidden.spikes[0];
             let above = largest.peak_bytes - hidden.median_bytes;
-            Words {
-                title: format!(
-                    "{} more than usual outside the allocator on {whom}",
-                    size_text(above)
+            let (on, hint) = match ranks.len() {
+                0 | 1 => (whom.clone(), ""),
+                n => (
+                    format!("{n} ranks at once"),
+                    " Ranks that rise together usually make buffers for communication.",
                 ),
+            };
+            let where_all = match ranks.len() {
+                0 | 1 => String::new(),
+                _ => format!(" (ranks {}; the most on {whom})", listed(ranks)),
+            };
+            Words {
+                title: format!("{} more than usual outside the allocator on {on}", size_text(above)),
                 summary: format!(
-                    "{} of device memory lay outside the allocator for {}{during}, {} is usual; {}.",
+                    "{} of device memory lay outside the allocator for {}{during}, {} is usual; {}{where_all}.{hint}",
                     size_text(largest.peak_bytes),
                     nanos((largest.end_ns - largest.start_ns).max(one.resolution_ns())),
                     size_text(hidden.median_bytes),
@@ -127,6 +135,7 @@ pub(super) fn of(report: &MemoryReport, finding: &MemoryFinding) -> Words {
                     ("median_bytes", json!(hidden.median_bytes)),
                     ("peak_bytes", json!(largest.peak_bytes)),
                     ("spikes", json!(hidden.spikes.len())),
+                    ("ranks", json!(ranks)),
                 ]),
             }
         }

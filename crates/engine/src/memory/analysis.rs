@@ -49,7 +49,7 @@ pub struct Counts {
     pub events: u64,
     /// With counters.
     pub measurements: u64,
-    /// Times or numbers that no machine has (beyond 63 bits): passed over.
+    /// Times beyond 63 bits, and sizes that no machine has: passed over.
     pub out_of_range: u64,
     /// Measurements of series that did not fit.
     pub series_dropped: u64,
@@ -196,11 +196,11 @@ impl Analyzer {
         }
     }
 
-    /// The counters by level. What 63 bits cannot hold is absent, and counted.
+    /// The counters by level. Sizes that no machine has are absent, and counted.
     fn values(&mut self, event: &MemoryEvent) -> (Values, Option<i64>) {
         let mut number = |value: &Option<Int>| {
             let value = value.as_ref()?;
-            let fits = value.to_i64();
+            let fits = value.to_i64().filter(|bytes| bytes.abs() <= MAX_BYTES);
             self.counts.out_of_range += u64::from(fits.is_none());
             fits
         };
@@ -421,6 +421,9 @@ impl Analyzer {
         }
     }
 }
+
+/// Above an exbibyte a number is no size: sums and differences of what is below cannot overflow.
+const MAX_BYTES: i64 = 1 << 60;
 
 /// Whether an event's counters are of its moment: those of lifecycle events are repeated, or 0 where nothing was measured.
 fn measures(event: &MemoryEvent, oom: bool) -> bool {

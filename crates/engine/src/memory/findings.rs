@@ -41,7 +41,11 @@ pub enum What {
     ReserveGrowth(Leak),
     /// Device memory outside the allocator rises.
     HiddenGrowth(Leak),
-    HiddenSpikes(Hidden),
+    /// Device memory outside the allocator was far above the usual; with the ranks on which it was so at the same time.
+    HiddenSpikes {
+        hidden: Hidden,
+        ranks: Vec<i64>,
+    },
     HiddenSteady(Hidden),
     Fragmentation(Fragmentation),
     /// Used reached nearly all of the total, so often, first at the finding's start.
@@ -69,7 +73,7 @@ impl What {
             What::Leak(_) => "leak",
             What::ReserveGrowth(_) => "reserve_growth",
             What::HiddenGrowth(_) => "hidden_growth",
-            What::HiddenSpikes(_) => "hidden_spikes",
+            What::HiddenSpikes { .. } => "hidden_spikes",
             What::HiddenSteady(_) => "hidden_steady",
             What::Fragmentation(_) => "fragmentation",
             What::NearlyFull { .. } => "nearly_full",
@@ -221,7 +225,10 @@ pub(super) fn conclude(
                     largest.start_ns,
                     largest.end_ns,
                     0.8,
-                    What::HiddenSpikes(hidden.clone()),
+                    What::HiddenSpikes {
+                        hidden: hidden.clone(),
+                        ranks: vec![one.key.rank],
+                    },
                 );
             }
             if hidden.is_large {
@@ -266,6 +273,7 @@ pub(super) fn conclude(
             add(Severity::Medium, since, one.last_ns, 1.0, what);
         }
     }
+    together(&mut findings, series);
     for (at, report) in ranks.iter().enumerate() {
         if let FirstCause::Rank {
             rank, confidence, ..
@@ -311,6 +319,54 @@ pub(super) fn conclude(
             .then(a.series.cmp(&b.series))
     });
     (findings, checks)
+}
+
+/// How far apart spikes of several ranks may be and still be one, ns, beside what their samples can tell.
+const TOGETHER_NS: i64 = 150_000_000;
+
+/// Joins spikes that several ranks of a job have at the same time: the largest stays, and names the ranks.
+fn together(findings: &mut Vec<MemoryFinding>, series: &[Series]) {
+    let job = |f: &MemoryFinding| {
+        let one = &series[f.series];
+        one.job_id
+            .clone()
+            .unwrap_or_else(|| one.key.session_id.clone())
+    };
+    let largest = |f: &MemoryFinding| match &f.what {
+        What::HiddenSpikes { hidden, .. } => hidden
+            .spikes
+            .first()
+            .map(|s| s.peak_bytes - hidden.median_bytes),
+        _ => None,
+    };
+    let (mut spikes, others): (Vec<_>, Vec<_>) = std::mem::take(findings)
+        .into_iter()
+        .partition(|f| largest(f).is_some());
+    *findings = others;
+    spikes.sort_by_key(|f| (std::cmp::Reverse(largest(f)), f.series));
+    let mut kept: Vec<MemoryFinding> = Vec::new();
+    for mut spike in spikes {
+        let near = |k: &&mut MemoryFinding| {
+            let resolution = series[k.series]
+                .resolution_ns()
+                .max(series[spike.series].resolution_ns());
+            job(k) == job(&spike) && (k.start_ns - spike.start_ns).abs() <= TOGETHER_NS + resolution
+        };
+        match kept.iter_mut().find(near) {
+            Some(first) => {
+                first.severity = first.severity.max(spike.severity);
+                if let (What::HiddenSpikes { ranks, .. }, What::HiddenSpikes { ranks: more, .. }) =
+                    (&mut first.what, &mut spike.what)
+                {
+                    ranks.append(more);
+                    ranks.sort_unstable();
+                    ranks.dedup();
+                }
+            }
+            None => kept.push(spike),
+        }
+    }
+    findings.append(&mut kept);
 }
 
 fn outcome<T>(verdict: &Verdict<T>) -> (bool, Option<Unknown>) {

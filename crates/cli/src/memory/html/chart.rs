@@ -121,7 +121,7 @@ fn step(high: f64) -> f64 {
     while high / unit >= 1024.0 {
         unit *= 1024.0;
     }
-    let rough = high / unit / 4.0;
+    let rough = high / unit / 5.0;
     let power = 10_f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0]
         .into_iter()
@@ -155,24 +155,52 @@ fn axes(out: &mut String, scale: &Scale, one: &MemorySeries) {
             "<line class=\"total\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>"
         );
     }
-    for i in 0..=6 {
-        let share = f64::from(i) / 6.0;
-        let x = LEFT + share * (right - LEFT);
-        let anchor = match i {
-            0 => "start",
-            6 => "end",
-            _ => "middle",
-        };
-        let time = match i {
-            0 => "0".into(),
-            _ => duration_text((scale.length * share) as u64),
+    let step = time_step(scale.length);
+    let mut at = 0.0;
+    while at <= scale.length {
+        let x = LEFT + at / scale.length * (right - LEFT);
+        let anchor = if x > right - 20.0 { "end" } else { "middle" };
+        let time = match at {
+            0.0 => "0".into(),
+            _ => axis_time(at, step),
         };
         let _ = writeln!(
             out,
             "<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{time}</text>",
             TOP + PLOT + 15.0
         );
+        at += step;
     }
+}
+
+/// A round step for a time axis of `nanos`, with 5 to 12 steps in it.
+fn time_step(nanos: f64) -> f64 {
+    const SECS: [f64; 14] = [
+        1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 7200.0,
+    ];
+    let rough = nanos / 10.0 / 1e9;
+    if rough <= 1.0 {
+        let power = 10_f64.powf(rough.log10().floor());
+        let step = [1.0, 2.0, 5.0, 10.0]
+            .into_iter()
+            .find(|m| m * power >= rough);
+        return step.unwrap_or(10.0) * power * 1e9;
+    }
+    let step = SECS.into_iter().find(|s| *s >= rough);
+    step.unwrap_or_else(|| (rough / 7200.0).ceil() * 7200.0) * 1e9
+}
+
+/// `20 s`, `5 min`, `2 h`, `0.5 s`, `200 ms`: in the unit of the axis' step.
+fn axis_time(nanos: f64, step: f64) -> String {
+    let (unit, name) = match step {
+        s if s >= 3.6e12 => (3.6e12, "h"),
+        s if s >= 6e10 => (6e10, "min"),
+        s if s >= 1e9 => (1e9, "s"),
+        s if s >= 1e6 => (1e6, "ms"),
+        s if s >= 1e3 => (1e3, "µs"),
+        _ => (1.0, "ns"),
+    };
+    format!("{} {name}", (nanos / unit * 100.0).round() / 100.0)
 }
 
 /// The highest values, as a line that stops where nothing was measured.
@@ -300,9 +328,9 @@ fn peak(out: &mut String, one: &MemorySeries, scale: &Scale) {
     let _ = writeln!(
         out,
         "<circle class=\"dot allocated\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\"/>\
-         <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
+         <text class=\"peak\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{}</text>",
         x + shift,
-        (y - 6.0).max(TOP + 10.0),
+        (y + 16.0).min(TOP + PLOT - 4.0),
         size_text(level.peak_bytes)
     );
 }
@@ -386,7 +414,10 @@ mod tests {
         let gib = 1024.0 * 1024.0 * 1024.0;
         assert_eq!(step(80.0 * gib), 20.0 * gib);
         assert_eq!(step(17.0 * gib), 5.0 * gib);
-        assert_eq!(step(1.0), 0.5);
+        assert_eq!(step(1.0), 0.2);
         assert!(step(1e300) > 0.0);
+        assert_eq!((time_step(98.9e9), time_step(1.0)), (10e9, 0.1));
+        assert_eq!(axis_time(time_step(3e9) * 3.0, time_step(3e9)), "1500 ms");
+        assert_eq!(axis_time(7.2e12, time_step(3.6e13)), "2 h");
     }
 }

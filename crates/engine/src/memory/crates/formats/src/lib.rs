@@ -1,0 +1,13 @@
+//! Every telemetry format that warptrace reads or writes, both ways: bytes to the words of [`warptrace_model`] and back.
+//!
+//! One module and one feature a format. No files, no sockets, no clock: callers bring bytes and times, so that a decoder can
+//! be fuzzed, replayed and tested as it is. What a decoder refuses it says with the place: line, field, and why.
+
+#[cfg(feature = "annotation")]
+pub mod annotation;
+#[cfg(feature = "memory")]
+pub mod memory;
+#[cfg(feature = "run-log")]
+pub mod run_log;
+
+pub mod json;
