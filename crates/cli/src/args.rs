@@ -74,6 +74,8 @@ pub(crate) enum Command {
     Query(QueryArgs),
     /// List sessions, remove them, or prune old ones
     Sessions(SessionsArgs),
+    /// Show GPU memory over time from telemetry files, and say what is wrong with it
+    Memory(MemoryArgs),
     /// Tell a running recorder what a job is doing: labels on a moment or an interval
     Annotate(AnnotateArgs),
     /// Read, check and repair the run logs of inference servers (JSON lines, toy/v1)
@@ -266,6 +268,63 @@ pub(crate) enum SessionsCommand {
     },
 }
 
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+#[command(
+    after_help = "Reads the files, sinks' folders and folders of them that GPU memory trackers write (JSON lines, JSON, \
+    CSV; stormlog's versions 2 to 4 and before). Times are shown since the start, and in UTC."
+)]
+pub(crate) struct MemoryArgs {
+    #[command(subcommand)]
+    pub(crate) view: Option<MemoryView>,
+    #[command(flatten)]
+    pub(crate) options: MemoryOptions,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MemoryView {
+    /// The runs of collectors: when, where, how they ended
+    Sessions(MemoryOptions),
+    /// Allocated, reserved and used over time
+    Timeline(MemoryOptions),
+    /// The highest of each level: when, and in which phase
+    Peaks(MemoryOptions),
+    /// Memory that is taken and never given back
+    Leaks(MemoryOptions),
+    /// Free memory that no request fits in
+    Fragmentation(MemoryOptions),
+    /// Device memory outside the allocator
+    Gaps(MemoryOptions),
+    /// Which rank rose first, and which holds more than its peers
+    Ranks(MemoryOptions),
+    /// Alerts, out-of-memory errors and collectors in trouble, each once with how often
+    Issues(MemoryOptions),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MemoryOptions {
+    /// Telemetry files, sinks' folders, folders of them, or sessions [default: the newest session]
+    #[arg(value_name = "FILE|DIR|SESSION")]
+    pub(crate) inputs: Vec<PathBuf>,
+    /// Write a table; - for stdout
+    #[arg(long, value_name = "FILE")]
+    pub(crate) csv: Option<PathBuf>,
+    /// Write a report with plots that needs no network; - for stdout
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Points of a series in timelines, tables and plots, at most; more are joined, extremes kept
+    #[arg(long, value_name = "N", default_value_t = 600, value_parser = parse_points)]
+    pub(crate) points: usize,
+    /// Fail at the first bad record instead of leaving it out
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Exit with 1 when there is a finding of this severity or above (low, medium, high, critical)
+    #[arg(long, value_name = "SEVERITY", value_parser = parse_severity)]
+    pub(crate) fail_on: Option<warptrace_model::Severity>,
+    #[command(flatten)]
+    pub(crate) output: JsonFlag,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum RunlogCommand {
     /// Requests, errors, tokens, rate and latency: of the file, its runs, models and principals
@@ -454,6 +513,13 @@ fn parse_time(text: &str) -> Result<std::time::SystemTime, String> {
 fn parse_severity(text: &str) -> Result<warptrace_model::Severity, String> {
     warptrace_model::Severity::by_name(text)
         .ok_or_else(|| "one of low, medium, high, critical".into())
+}
+
+fn parse_points(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(points @ 2..=100_000) => Ok(points),
+        _ => Err("a number from 2 to 100000".into()),
+    }
 }
 
 fn parse_bytes(text: &str) -> Result<u64, String> {

@@ -9,6 +9,7 @@ mod export;
 mod guest;
 mod ingest;
 mod launch;
+mod memory;
 mod output;
 mod query;
 mod record;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Command::Runlog(command) => runlog::run(global, &command),
         Command::Ingest(args) => ingest::run(global, &args),
         Command::Export(args) => export::run(global, &args),
+        Command::Memory(args) => memory::run(global, &args),
         Command::Demo(args) => demo::run(global, &args),
         Command::Completions(args) => {
             let mut script = Vec::new();
