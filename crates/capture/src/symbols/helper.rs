@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Symbolized, Symbolizer};
 
-use super::{Frame, Reply, Request, soundness};
+use super::{Frame, Reply, Request, own, soundness};
 use crate::maps::{self, Region};
 use crate::sys;
 
@@ -147,6 +147,8 @@ impl Resolver {
                 frames.push(unknown);
                 continue;
             }
+            // The C library's debug information takes half a second to read, for lines that nobody asks for.
+            let plain = plain || frame.module_name().is_some_and(own::is_runtime);
             let functions = self.functions(pid, region, id, offset - 1, plain);
             if functions.is_empty() {
                 frames.push(frame);

@@ -64,6 +64,11 @@ fn is_cuda_function(name: &str) -> bool {
     name.starts_with("__cudart") || OPS.iter().any(|op| op.symbols.contains(&name))
 }
 
+/// Whether lines in this file would be nobody's own: names are enough of it.
+pub(super) fn is_runtime(file_name: &str) -> bool {
+    begins(file_name, &RUNTIMES) || begins(file_name, &INTERPRETERS)
+}
+
 pub(super) fn own_frame(frames: &[Frame]) -> Option<&Frame> {
     // Below a frame that is nothing we know, a stack may be anything.
     let known = frames.iter().take_while(|f| f.module.is_some());
@@ -72,10 +77,7 @@ pub(super) fn own_frame(frames: &[Frame]) -> Option<&Frame> {
         let name = frame.module_name().unwrap_or_default();
         if begins(name, &FRAMEWORKS) {
             framework = framework.or(frame.function.as_ref().map(|_| frame));
-        } else if !begins(name, &RUNTIMES)
-            && !begins(name, &INTERPRETERS)
-            && !frame.function.as_deref().is_some_and(is_cuda_function)
-        {
+        } else if !is_runtime(name) && !frame.function.as_deref().is_some_and(is_cuda_function) {
             return Some(frame);
         }
     }
