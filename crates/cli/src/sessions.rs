@@ -161,7 +161,7 @@ fn list(dirs: &DataDir, json: bool) -> anyhow::Result<()> {
                     None => state.name().to_owned(),
                 };
                 let what = if meta.command.is_empty() {
-                    "all CUDA processes".into()
+                    subject(&meta.sources).into()
                 } else {
                     meta.command.join(" ")
                 };
@@ -179,6 +179,15 @@ fn list(dirs: &DataDir, json: bool) -> anyhow::Result<()> {
         text += &format!("\nin {}\n", folder.display());
     }
     output::print(&text)
+}
+
+/// What a session without a command is about.
+pub(crate) fn subject(sources: &[String]) -> &'static str {
+    let recorded = |s: &String| matches!(s.as_str(), "ebpf" | "preload");
+    match sources.is_empty() || sources.iter().any(recorded) {
+        true => "all CUDA processes",
+        false => "imported",
+    }
 }
 
 /// Bytes for people.

@@ -241,7 +241,7 @@ fn headline(answer: &Explain) -> String {
         .command
         .iter()
         .find(|arg| !arg.starts_with('-'))
-        .map_or("all CUDA processes", |path| {
+        .map_or(crate::sessions::subject(&subject.sources), |path| {
             path.rsplit('/').next().unwrap_or(path)
         });
     // `python train.py` is better known by its script.

@@ -203,6 +203,7 @@ impl Ingest {
         *kept += report.kept();
         if report.kept() > 0 {
             report.sessions.push(writer.meta().id.clone());
+            writer.describe(|meta| add_source(meta, format));
         }
         refused(writer)?;
         self.report.add(report);
@@ -249,9 +250,7 @@ impl Ingest {
                     meta.kernel = learned.kernel;
                 }
                 meta.cpus = learned.cpus.max(meta.cpus);
-                if !meta.sources.contains(&Format::TraceDb.name().to_owned()) {
-                    meta.sources.push(Format::TraceDb.name().to_owned());
-                }
+                add_source(meta, Format::TraceDb);
             });
             let before = tally.kept_rows();
             let rows = db.as_ref().map_or(0, TraceDb::rows);
@@ -335,12 +334,7 @@ impl Ingest {
                 continue;
             }
             let (first, last) = open.times.span.unwrap_or_default();
-            open.writer.describe(|meta| {
-                meta.created = UnixNanos(first);
-                if meta.sources.is_empty() {
-                    meta.sources.push("files".to_owned());
-                }
-            });
+            open.writer.describe(|meta| meta.created = UnixNanos(first));
             open.writer.tick(BootNanos(last));
             open.writer.flush_now();
             if open.traced {
@@ -381,6 +375,13 @@ impl Ingest {
         }
         self.progress.end();
         Ok(self.report)
+    }
+}
+
+fn add_source(meta: &mut SessionMeta, format: Format) {
+    let name = format.name();
+    if !meta.sources.iter().any(|s| s == name) {
+        meta.sources.push(name.to_owned());
     }
 }
 

@@ -316,7 +316,7 @@ impl TraceDb {
         meta.clock = vec![anchor(node.first)];
         meta.host.clone_from(&node.name);
         meta.node.clone_from(&node.name);
-        meta.sources = vec!["ingero-db".to_owned()];
+        meta.sources = vec!["ingero_db".to_owned()];
         meta.identity = Identity {
             rank: node.rank,
             local_rank: node.local_rank,
