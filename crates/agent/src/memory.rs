@@ -3,7 +3,7 @@
 //! The process's own number (`allocator_allocated_bytes`) is what its calls took and did not give back; the device's is the
 //! driver's, of all processes. Neither is made of the other, and what is not known is null.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use warptrace_engine::MemorySample;
 use warptrace_formats::memory::Upgrade;
@@ -25,7 +25,7 @@ pub(crate) struct MemoryRecords {
     /// Rank, local rank and world size, by process.
     places: HashMap<Pid, [Option<u32>; 3]>,
     /// Processes whose first record was made.
-    begun: HashMap<(Incarnation, Option<u16>), ()>,
+    begun: HashSet<(Incarnation, Option<u16>)>,
 }
 
 impl MemoryRecords {
@@ -41,7 +41,7 @@ impl MemoryRecords {
             interval_ms,
             upgrade: Upgrade::default(),
             places: HashMap::new(),
-            begun: HashMap::new(),
+            begun: HashSet::new(),
         }
     }
 
@@ -53,13 +53,44 @@ impl MemoryRecords {
             .insert(p.incarnation.pid, [p.rank, p.local_rank, p.world_size]);
     }
 
+    /// The records of a sample: before it a peak that was reached and left since the last one.
+    pub(crate) fn records(&mut self, s: &MemorySample, anchor: &ClockAnchor) -> Vec<MemoryEvent> {
+        let peak = s
+            .allocator
+            .peak_at
+            .filter(|_| s.allocator.peak_bytes > s.allocator.live_bytes);
+        let peak = peak.map(|at| {
+            let mut then = *s;
+            then.at = at;
+            then.allocator.change_bytes = then
+                .allocator
+                .change_bytes
+                .saturating_add(difference(s.allocator.peak_bytes, s.allocator.live_bytes));
+            then.allocator.live_bytes = s.allocator.peak_bytes;
+            // The driver was not asked then.
+            (then.process_used_bytes, then.device_used_bytes) = (None, None);
+            then
+        });
+        let mut records = Vec::new();
+        if let Some(then) = peak {
+            records.extend(self.record(&then, anchor, Some("peak")));
+        }
+        records.extend(self.record(s, anchor, None));
+        records
+    }
+
     /// The record of a sample; `None` when the format has no way to say it (a time before 1970).
-    pub(crate) fn record(&mut self, s: &MemorySample, anchor: &ClockAnchor) -> Option<MemoryEvent> {
+    fn record(
+        &mut self,
+        s: &MemorySample,
+        anchor: &ClockAnchor,
+        event_type: Option<&str>,
+    ) -> Option<MemoryEvent> {
         let device = s.device.map(|d| d.0);
         if self.begun.len() >= PROCESSES {
             self.begun.clear();
         }
-        let first = self.begun.insert((s.process, device), ()).is_none();
+        let first = event_type.is_none() && self.begun.insert((s.process, device));
         let number = |n: u64| Value::Int(Int::from(n));
         let maybe = |n: Option<u64>| n.map_or(Value::Null, number);
         let a = &s.allocator;
@@ -85,10 +116,11 @@ impl MemoryRecords {
         r.insert("timestamp_ns", number(anchor.unix(s.at).0));
         r.insert(
             "event_type",
-            Value::from(match (s.last, first) {
-                (true, _) => "stop",
-                (false, true) => "start",
-                (false, false) => "sample",
+            Value::from(match (event_type, s.last, first) {
+                (Some(said), ..) => said,
+                (None, true, _) => "stop",
+                (None, false, true) => "start",
+                (None, false, false) => "sample",
             }),
         );
         r.insert("collector", Value::from(COLLECTOR));
@@ -116,10 +148,11 @@ impl MemoryRecords {
             Value::Int(Int::new(a.change_bytes)),
         );
         // More in use than there is: the two were not read at one moment.
-        let total = s
-            .device_total_bytes
-            .filter(|t| s.device_used_bytes.is_none_or(|u| u <= *t));
-        r.insert("device_used_bytes", maybe(s.device_used_bytes));
+        let total = s.device_total_bytes;
+        let used = s
+            .device_used_bytes
+            .filter(|u| total.is_some_and(|t| *u <= t));
+        r.insert("device_used_bytes", maybe(used));
         r.insert("device_free_bytes", Value::Null);
         r.insert("device_total_bytes", maybe(total));
         r.insert("context", Value::Null);
@@ -128,13 +161,17 @@ impl MemoryRecords {
     }
 }
 
+fn difference(a: u64, b: u64) -> i64 {
+    i64::try_from(a.saturating_sub(b)).unwrap_or(i64::MAX)
+}
+
 /// What this collector can measure here.
 fn capabilities(s: &MemorySample) -> Object {
     let mut c = Object::new();
     c.insert("backend", Value::from("cuda"));
     c.insert("telemetry_collector", Value::from(COLLECTOR));
     c.insert("sampling_source", Value::from("warptrace.calls_and_nvml"));
-    let driver = s.device_used_bytes.is_some();
+    let driver = s.device_total_bytes.is_some();
     for (flag, set) in [
         ("supports_allocator_allocated", true),
         ("supports_allocator_reserved", false),
@@ -194,26 +231,37 @@ mod tests {
             device_total_bytes: None,
             last: false,
         };
-        let first = records.record(&sample, &anchor).unwrap();
-        assert_eq!((&*first.event_type, &*first.host), ("start", "unknown"));
-        assert_eq!(first.timestamp_ns, Int::new(1_005));
-        assert_eq!(first.identity.rank, Int::new(3));
+        sample.allocator.peak_at = Some(BootNanos(3));
+        let first = records.records(&sample, &anchor);
+        let [peak, first] = &first[..] else {
+            panic!("{first:#?}")
+        };
+        assert_eq!((&*peak.event_type, &*first.event_type), ("peak", "start"));
+        assert_eq!(
+            (&peak.timestamp_ns, &first.timestamp_ns),
+            (&Int::new(1_003), &Int::new(1_005))
+        );
+        assert_eq!(peak.allocator_allocated_bytes, Some(Int::new(300)));
+        assert_eq!(
+            (&*first.host, &first.identity.rank),
+            ("unknown", &Int::new(3))
+        );
         assert_eq!(first.allocator_allocated_bytes, Some(Int::new(100)));
         assert_eq!(first.allocator_change_bytes, Some(Int::new(-200)));
         assert_eq!(
-            (first.device_used_bytes, first.allocator_reserved_bytes),
-            (None, None)
+            (&first.device_used_bytes, &first.allocator_reserved_bytes),
+            (&None, &None)
         );
-        sample.device_used_bytes = Some(10);
-        sample.device_total_bytes = Some(20);
-        let second = records.record(&sample, &anchor).unwrap();
+        sample.allocator.peak_at = None;
+        (sample.device_used_bytes, sample.device_total_bytes) = (Some(10), Some(20));
+        let second = &records.records(&sample, &anchor)[0];
         assert_eq!(
-            (&*second.event_type, second.device_used_bytes),
-            ("sample", Some(Int::new(10)))
+            (&*second.event_type, &second.device_used_bytes),
+            ("sample", &Some(Int::new(10)))
         );
         sample.device_total_bytes = Some(5);
         sample.last = true;
-        let odd = records.record(&sample, &anchor).unwrap();
-        assert_eq!((&*odd.event_type, odd.device_total_bytes), ("stop", None));
+        let odd = &records.records(&sample, &anchor)[0];
+        assert_eq!((&*odd.event_type, &odd.device_used_bytes), ("stop", &None));
     }
 }

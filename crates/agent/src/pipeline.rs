@@ -507,7 +507,7 @@ impl Pipeline {
         self.writer.units(&output.units);
         for sample in &output.memory {
             let anchor = self.writer.meta().clock.last().copied();
-            if let Some(event) = anchor.and_then(|a| self.memory.record(sample, &a)) {
+            for event in anchor.iter().flat_map(|a| self.memory.records(sample, a)) {
                 self.writer.memory(&event);
             }
         }

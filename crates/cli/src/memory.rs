@@ -63,20 +63,6 @@ pub(crate) enum View {
 }
 
 impl View {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            View::Summary => "summary",
-            View::Sessions => "sessions",
-            View::Timeline => "timeline",
-            View::Peaks => "peaks",
-            View::Leaks => "leaks",
-            View::Fragmentation => "fragmentation",
-            View::Gaps => "gaps",
-            View::Ranks => "ranks",
-            View::Issues => "issues",
-        }
-    }
-
     /// Leaves findings and checks that are another view's.
     fn narrow(self, answer: &mut Memory) {
         let (findings, check): (&[&str], &str) = match self {

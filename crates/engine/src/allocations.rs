@@ -25,8 +25,9 @@ pub struct AllocatorLevel {
     pub live_bytes: u64,
     /// Allocations in use now.
     pub live_count: u64,
-    /// Highest `live_bytes` since the level was taken last.
+    /// Highest `live_bytes` since the level was taken last, and when it was reached; `None`: it was so then already.
     pub peak_bytes: u64,
+    pub peak_at: Option<BootNanos>,
     /// Highest since the recording began.
     pub highest_bytes: u64,
     /// Bytes taken since the recording began, and given back: together the churn.
@@ -144,7 +145,10 @@ impl Allocations {
         now.live_bytes = now.live_bytes.saturating_add(taken.bytes);
         now.live_count += 1;
         now.taken_bytes = now.taken_bytes.saturating_add(taken.bytes);
-        now.peak_bytes = now.peak_bytes.max(now.live_bytes);
+        if now.live_bytes > now.peak_bytes {
+            now.peak_bytes = now.live_bytes;
+            now.peak_at = Some(c.end());
+        }
         now.highest_bytes = now.highest_bytes.max(now.live_bytes);
         now.change_bytes = now.change_bytes.saturating_add(signed(taken.bytes));
         level.by_age.push_back((c.arg1, taken.at));
@@ -205,6 +209,7 @@ impl Allocations {
                 let mut told = level.now;
                 told.oldest = level.by_age.front().map(|(_, at)| BootNanos(*at));
                 level.now.peak_bytes = level.now.live_bytes;
+                level.now.peak_at = None;
                 level.now.change_bytes = 0;
                 (*key, told)
             })
@@ -266,6 +271,7 @@ mod tests {
             (1_000, 900, 100)
         );
         assert_eq!(level.oldest, Some(BootNanos(1_000_000)));
+        assert_eq!(level.peak_at, Some(BootNanos(2_001_000)));
         let again = a.take()[0].1;
         assert_eq!(
             (again.peak_bytes, again.highest_bytes, again.change_bytes),
