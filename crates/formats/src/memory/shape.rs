@@ -389,24 +389,26 @@ fn known_text(
     Some((text, raw.len()))
 }
 
-/// An integer of up to 18 digits, and its length.
+/// An integer that `i64` holds, and its length.
 fn small_int(rest: &[u8]) -> Option<(i64, usize)> {
     let negative = rest.first() == Some(&b'-');
     let digits = &rest[usize::from(negative)..];
-    let mut value = 0_i64;
+    let mut value = 0_u64;
     let mut length = 0;
     while let Some(digit) = digits.get(length).map(|b| b.wrapping_sub(b'0'))
         && digit < 10
     {
-        if length == 18 {
+        // 19 digits fit in u64, whatever they are.
+        if length == 19 {
             return None;
         }
-        value = value * 10 + i64::from(digit);
+        value = value * 10 + u64::from(digit);
         length += 1;
     }
     if length == 0 || (length > 1 && digits[0] == b'0') {
         return None;
     }
+    let value = i64::try_from(value).ok()?;
     Some((
         if negative { -value } else { value },
         length + usize::from(negative),
@@ -453,4 +455,99 @@ fn layout<'a>(line: &'a [u8], event: &MemoryEvent) -> Option<(Shape, Option<&'a 
         };
         (shape, metadata)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Upgrade;
+
+    const LINE: &str = r#"{"schema_version": 4, "session_id": "s", "timestamp_ns": 1700000000000000000, "event_type": "sample", "collector": "c", "sampling_interval_ms": 100, "pid": 1, "host": "h", "job_id": null, "rank": 0, "device_id": 0, "allocator_allocated_bytes": 5, "allocator_reserved_bytes": 6, "allocator_active_bytes": null, "allocator_inactive_bytes": null, "allocator_change_bytes": -1, "device_used_bytes": 6, "device_free_bytes": null, "device_total_bytes": 9, "context": "x", "metadata": {}}"#;
+
+    fn general(line: &str) -> Option<MemoryEvent> {
+        Upgrade::default()
+            .event(open_json::parse(line.as_bytes()).ok()?)
+            .ok()
+    }
+
+    fn said(line: &str) -> String {
+        let event = general(line).unwrap();
+        let record = crate::memory::record(&event, crate::memory::Version::V4).unwrap();
+        open_json::to_string(&Value::Object(record), open_json::Style::LINE)
+    }
+
+    #[test]
+    fn a_line_that_is_laid_out_like_one_before_is_read_by_comparison_with_the_same_result() {
+        let line = said(LINE);
+        let mut known = Known::default();
+        assert_eq!(known.read(line.as_bytes()), None);
+        known.learn(line.as_bytes(), &general(&line).unwrap());
+        let taken = [
+            line.clone(),
+            line.replace("1700000000000000000", "9223372036854775807"),
+            line.replace("\"x\"", "null"),
+            line.replace("\"sample\"", "\"other\""),
+            line.replace(
+                "\"allocator_reserved_bytes\": 6",
+                "\"allocator_reserved_bytes\": null",
+            ),
+            line.replace("\"metadata\": {", "\"metadata\": {\"new\": [1.5, {}], "),
+            line.replace(
+                "\"allocator_change_bytes\": -1",
+                "\"allocator_change_bytes\": -0",
+            ),
+        ];
+        for line in taken {
+            let event = known.read(line.as_bytes());
+            assert!(event.is_some(), "not taken: {line}");
+            assert_eq!(event, general(&line), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_left_to_the_general_way() {
+        let line = said(LINE);
+        let mut known = Known::default();
+        known.learn(line.as_bytes(), &general(&line).unwrap());
+        let left = [
+            ("1700000000000000000", "9223372036854775808"),
+            ("1700000000000000000", "-1"),
+            ("1700000000000000000", "01"),
+            ("1700000000000000000", "1.0"),
+            ("\"h\"", "\" \""),
+            ("\"h\"", "\"\\u0068\""),
+            ("\"h\"", "\"é\""),
+            ("\"h\"", "null"),
+            ("\"pid\": 1", "\"pid\": -2"),
+            ("\"pid\": 1", "\"pid\": null"),
+            ("\"rank\": 0", "\"rank\": 1"),
+            ("\"device_used_bytes\": 6", "\"device_used_bytes\": 10"),
+            ("\"device_free_bytes\": null", "\"device_free_bytes\": 1"),
+            (
+                "\"supports_device_used\": true",
+                "\"supports_device_used\": false",
+            ),
+            ("\"schema_version\": 4", "\"schema_version\": 3"),
+            ("\"host\"", "\"hast\""),
+            ("\"world_size\": 1}", "\"world_size\": 1} x"),
+            ("\"metadata\": {", "\"metadata\": {\"a\" 1, "),
+        ];
+        for (from, to) in left {
+            let changed = line.replace(from, to);
+            assert_ne!(changed, line, "{from}");
+            assert_eq!(known.read(changed.as_bytes()), None, "{from} → {to}");
+        }
+    }
+
+    #[test]
+    fn inferred_capabilities_are_shared_only_by_records_with_the_same_counters() {
+        let mut known = Known::default();
+        let v3 = LINE.replace("\"schema_version\": 4", "\"schema_version\": 3");
+        known.learn(v3.as_bytes(), &general(&v3).unwrap());
+        assert_eq!(known.read(v3.as_bytes()), general(&v3));
+        let without = v3.replace("\"device_total_bytes\": 9", "\"device_total_bytes\": null");
+        assert_eq!(known.read(without.as_bytes()), None);
+        let other = v3.replace("\"collector\": \"c\"", "\"collector\": \"jax\"");
+        assert_eq!(known.read(other.as_bytes()), None);
+    }
 }
