@@ -917,8 +917,9 @@ impl SystemRow {
             memory_total: Some(s.memory_total),
             memory_available: Some(s.memory_available),
             swap_used: Some(s.swap_used),
-            load1: Some(s.load1),
-            load5: Some(s.load5),
+            // An imported sample may lack them: absent is null, not a number that is none.
+            load1: Some(s.load1).filter(|x| x.is_finite()),
+            load5: Some(s.load5).filter(|x| x.is_finite()),
             major_faults: s.major_faults,
             pressure_cpu: s.pressure_cpu,
             pressure_io: s.pressure_io,

@@ -111,7 +111,7 @@ impl TraceDb {
         import.processes(&cgroups, &process_names, alone);
         self.scan("events", &COLUMNS, tally, |tally, cells| {
             import.rows += 1;
-            if import.rows % 8_192 == 0 {
+            if import.rows.is_multiple_of(8_192) {
                 progress(import.rows);
             }
             if cells.text(6).unwrap_or_default() == node.name.as_str()

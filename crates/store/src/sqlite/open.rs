@@ -221,7 +221,7 @@ fn is_open_elsewhere(database: &Path) -> bool {
         l_pid: 0,
     };
     let asked = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GETLK(&mut lock));
-    asked.is_ok() && i32::from(lock.l_type) != nix::libc::F_UNLCK as i32
+    asked.is_ok() && lock.l_type != nix::libc::F_UNLCK as nix::libc::c_short
 }
 
 /// `file:` URI of a database that does not change, every byte of the path kept.
