@@ -414,8 +414,8 @@ pub(crate) struct ExportArgs {
     pub(crate) session: Option<String>,
     #[arg(long, value_enum)]
     pub(crate) format: ExportFormat,
-    /// The file to write
-    #[arg(short, long, value_name = "FILE")]
+    /// The file, or the folder, to write
+    #[arg(short, long, value_name = "PATH")]
     pub(crate) output: PathBuf,
     /// Replace the file if there is one
     #[arg(long)]
@@ -429,6 +429,8 @@ pub(crate) struct ExportArgs {
 pub(crate) enum ExportFormat {
     /// The SQLite trace database of ingero 0.17
     IngeroDb,
+    /// A folder of GPU memory telemetry, as stormlog 0.4 loads it
+    MemoryTelemetry,
 }
 
 #[derive(Debug, Args)]

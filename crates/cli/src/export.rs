@@ -1,5 +1,7 @@
 //! `export`: a session as a file of another system.
 
+mod memory;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -9,6 +11,7 @@ use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use warptrace_api::{Explain, ExplainQuestion, Finding};
 use warptrace_model::UnixNanos;
+use warptrace_store::Session;
 use warptrace_store::sqlite::{self, Chain, Step, Tally};
 
 use crate::args::{ExportArgs, ExportFormat, Global};
@@ -22,6 +25,9 @@ pub(crate) fn run(global: &Global, args: &ExportArgs) -> anyhow::Result<u8> {
     let session =
         sessions::open(&folder).with_context(|| format!("cannot read the session {folder:?}"))?;
     let target = &args.output;
+    if args.format == ExportFormat::MemoryTelemetry {
+        return memory_telemetry(args, &session);
+    }
     if target.is_dir() {
         bail!("{target:?} is a folder: name a file");
     }
@@ -30,21 +36,40 @@ pub(crate) fn run(global: &Global, args: &ExportArgs) -> anyhow::Result<u8> {
     }
     let temporary = Temporary::create(target)?;
     let bar = progress();
-    let tally = match args.format {
-        ExportFormat::IngeroDb => {
-            let answer = warptrace_api::explain(&session, &ExplainQuestion::default())?;
-            sqlite::export(&session, &chains(&answer), &temporary.path, &mut |events| {
-                if let Some(bar) = &bar {
-                    bar.set_position(events);
-                }
-            })?
+    let answer = warptrace_api::explain(&session, &ExplainQuestion::default())?;
+    let tally = sqlite::export(&session, &chains(&answer), &temporary.path, &mut |events| {
+        if let Some(bar) = &bar {
+            bar.set_position(events);
         }
-    };
+    })?;
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
     temporary.become_file(target, args.force)?;
     report(args, &session.meta().id, &tally)?;
+    Ok(0)
+}
+
+/// A folder, unlike the others: it is never replaced, since it may be one that a recorder writes.
+fn memory_telemetry(args: &ExportArgs, session: &Session) -> anyhow::Result<u8> {
+    let target = &args.output;
+    if target.symlink_metadata().is_ok() {
+        bail!("{target:?} exists already: name a folder that does not");
+    }
+    let counts = memory::write(session, target)?;
+    let events: u64 = counts.values().sum();
+    let path = target.display().to_string();
+    if args.json {
+        output::print_json(&serde_json::json!({
+            "schema": SCHEMA, "session": session.meta().id, "format": "memory-telemetry", "path": path,
+            "rows": {"events": events, "sessions": counts.len()}, "left_out": [],
+        }))?;
+    } else {
+        output::print(&format!(
+            "{path}: {events} events of {} runs\n",
+            counts.len()
+        ))?;
+    }
     Ok(0)
 }
 

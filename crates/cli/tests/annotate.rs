@@ -168,3 +168,48 @@ fn the_published_writer_is_heard_where_it_looks() {
     record(&home, "record", BY_PACKAGE).unwrap();
     the_slow_step_is_named(&home);
 }
+
+/// Loads a telemetry folder as the package does: the type of each event, and the highest level of the process.
+const LOAD: &str = r#"
+import json, sys
+from stormlog.telemetry import load_telemetry_sessions
+events = [event for session in load_telemetry_sessions(sys.argv[1]) for event in session.events]
+levels = [event.allocator_allocated_bytes for event in events]
+print(json.dumps({"types": sorted({event.event_type for event in events}), "highest": max(levels)}))
+"#;
+
+#[test]
+fn the_package_that_defines_the_telemetry_loads_our_samples() {
+    let _machine = alone();
+    let test = "the_package_that_defines_the_telemetry_loads_our_samples";
+    if !python(test, "stormlog.telemetry") {
+        return;
+    }
+    let home = Home::new();
+    record(&home, "record", BY_HAND).unwrap();
+    let folder = home.dir.path().join("telemetry");
+    let folder = folder.to_str().unwrap();
+    let ran = home.run(["export", "--format", "memory-telemetry", "-o", folder]);
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    let again = home.run(["export", "--format", "memory-telemetry", "-o", folder]);
+    assert_eq!(again.code, Some(2), "{again:#?}");
+    let loaded = Command::new("python3")
+        .args(["-c", LOAD, folder])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&loaded.stdout).into_owned();
+    assert!(
+        loaded.status.success(),
+        "{}",
+        String::from_utf8_lossy(&loaded.stderr)
+    );
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert!(said["types"].to_string().contains("start"), "{said}");
+    // Between two samples: 192 MiB that stay, and 64 MiB that come and go in one step.
+    assert_eq!(said["highest"], 256 << 20, "{said}");
+    let shown = home.run(["memory"]);
+    assert!(
+        shown.code == Some(0) && shown.out.contains("256"),
+        "{shown:#?}"
+    );
+}
