@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use warptrace_agent::load_memory;
 use warptrace_formats::memory::{
-    LineError, LoadError, LoadOptions, MANIFEST, Skipped, Strictness, is_segment_file, read_csv,
+    LineError, LoadError, LoadOptions, MANIFEST, Skipped, Strictness, looks_like_segment, read_csv,
 };
 use warptrace_model::MemoryEvent;
 
@@ -145,7 +145,7 @@ fn search(
         if kind.is_dir() {
             folders.push(entry.path());
         } else if kind.is_file() {
-            sink |= name == MANIFEST || is_segment_file(&name);
+            sink |= name == MANIFEST || looks_like_segment(&name);
             if is_telemetry(&name) {
                 files.push(entry.path());
             }
