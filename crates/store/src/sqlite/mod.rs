@@ -1,4 +1,4 @@
-//! The SQLite trace database of `ingero` (0.6 to 0.17), both ways: its file becomes a session, a session becomes its file.
+//! The SQLite trace database of `ingero` (up to 0.17), both ways: its file becomes a session, a session becomes its file.
 //!
 //! One row of `events` is one call, off-CPU interval, block request, retransmit or moment in a process's life; beside
 //! them are stacks, samples of the machine, counts by minute, annotations, and what is known of a run. [`TraceDb`] reads
