@@ -12,6 +12,7 @@
 mod clock;
 mod directory;
 mod identity;
+mod quota;
 mod support;
 
 use std::collections::HashMap;
@@ -34,6 +35,7 @@ use crate::{Batch, Source, SourceError, proc};
 use clock::TickClock;
 use directory::Directory;
 use identity::Identity;
+use quota::{Charged, Quotas};
 
 pub use support::{Mechanism, PreloadUnsupported, mechanism, preload_support};
 
@@ -77,6 +79,7 @@ pub struct Preload {
     directory: Directory,
     clock: TickClock,
     identity: Identity,
+    quotas: Quotas,
     rings: Vec<Ring>,
     /// Last news of each process, by its incarnation.
     processes: HashMap<Incarnation, ProcessInfo>,
@@ -106,6 +109,8 @@ struct Ring {
     process: Incarnation,
     /// Its ids are the recorder's, so that its life can be followed in `/proc`.
     known: bool,
+    /// Where a quota may hold it back.
+    charged: Option<Charged>,
     name: String,
     /// End of the last record, for the window of a loss.
     last: BootNanos,
@@ -128,6 +133,7 @@ impl Preload {
             directory,
             clock,
             identity: Identity::new(),
+            quotas: Quotas::default(),
             rings: Vec::new(),
             processes: HashMap::new(),
             slow_at: BootNanos(0),
@@ -253,6 +259,7 @@ impl Preload {
             thread,
             process,
             known: found.is_some(),
+            charged: found.and_then(|thread| self.quotas.of_process(thread.pid.0, created)),
             name,
             last: created,
             counts: HashMap::new(),
@@ -318,6 +325,18 @@ impl Preload {
                         .into(),
                 count: functions,
             });
+        }
+    }
+}
+
+/// Tells stretches what of their waiting for a CPU was being held back.
+fn charge(quotas: &Quotas, charged: &mut Charged, records: &mut [Record]) {
+    for r in records {
+        if r.kind() == Some(Kind::Stretch) {
+            let window = Window::at(BootNanos(r.ts), r.dur);
+            let held = quotas.charge(charged, window, r.arg1.min(r.dur));
+            // Faults are below; see the record's layout.
+            r.stream = (held / 1000) << 32 | r.stream & 0xffff_ffff;
         }
     }
 }
@@ -463,12 +482,16 @@ impl Source for Preload {
             ring.drain(out);
             spans.push((record..out.records.len(), loss..out.losses.len()));
         }
-        // Read after the records, so that no record is younger than the newest anchor.
+        // Read after the records, so that no record is younger than the newest anchor, nor than the books of the quotas.
         self.clock.anchor();
+        self.quotas.look(boot_now());
         for (ring, (records, losses)) in self.rings.iter_mut().zip(spans) {
             let before = ring.last;
             let records = &mut out.records[records];
             self.clock.convert_records(records);
+            if let Some(charged) = &mut ring.charged {
+                charge(&self.quotas, charged, records);
+            }
             if let Some(last) = records.last() {
                 ring.last = ring.last.max(BootNanos(last.ts).plus(last.dur));
             }

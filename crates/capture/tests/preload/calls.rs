@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::Command;
 
 use warptrace_model::LossReason;
@@ -281,4 +282,86 @@ fn stretches_tile_the_time_between_waits_and_agree_with_the_scheduler() {
     let blocked: u64 = stretches.iter().map(|s| s.dur - s.arg0 - s.arg1).sum();
     assert!(blocked >= 20 * 2_000_000 * 9 / 10, "it slept: {blocked}");
     assert!(stretches.iter().any(|s| s.arg0 > 100_000), "it ran");
+}
+
+/// A cgroup with a tenth of a CPU, removed when it is dropped.
+struct Group(std::path::PathBuf);
+
+impl Group {
+    fn new() -> Result<Group, String> {
+        let root = Path::new("/sys/fs/cgroup");
+        let v2 = std::fs::read_to_string(root.join("cgroup.subtree_control"))
+            .is_ok_and(|c| c.split_whitespace().any(|c| c == "cpu"));
+        let name = format!("warptrace-preload-{}", std::process::id());
+        let (folder, limits) = if v2 {
+            (root.join(name), vec![("cpu.max", "10000 100000")])
+        } else {
+            let limits = vec![
+                ("cpu.cfs_period_us", "100000"),
+                ("cpu.cfs_quota_us", "10000"),
+            ];
+            (root.join("cpu").join(name), limits)
+        };
+        std::fs::create_dir(&folder).map_err(|e| format!("no cgroup {folder:?}: {e}"))?;
+        let group = Group(folder);
+        for (file, value) in limits {
+            let path = group.0.join(file);
+            std::fs::write(&path, value).map_err(|e| format!("cannot write {path:?}: {e}"))?;
+        }
+        Ok(group)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Its processes have ended, but may still be leaving.
+        for _ in 0..1000 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn time_held_back_by_a_quota_is_told_from_other_waiting() {
+    let group = match Group::new() {
+        Ok(group) => group,
+        Err(why) => return skip(&why),
+    };
+    let libraries = stand_ins("quota", 1);
+    // It reads the group's books between its waits, as the stretches do.
+    let main = format!(
+        "{PRELUDE} int cudaStreamSynchronize(u64); static u64 held(const char *path) {{ char line[200]; u64 v = 0; FILE *f = fopen(path, \"r\");\
+         while (fgets(line, sizeof line, f)) {{ if (sscanf(line, \"throttled_usec %lu\", &v) == 1) v *= 1000; else sscanf(line, \"throttled_time %lu\", &v); }}\
+         fclose(f); return v; }}\n int main(int n, char **args) {{ volatile u64 x = 0; cudaStreamSynchronize(1); u64 before = held(args[1]);\
+         for (int i = 0; i < 40; i++) {{ for (int j = 0; j < 2000000; j++) x += j; cudaStreamSynchronize(i); }}\
+         printf(\"%lu\\n\", held(args[1]) - before); return 0; }}"
+    );
+    let runtime = libraries.join("libcudart.so.12");
+    let program = compile("quota/main", &main, &[runtime.to_str().unwrap()]);
+    let got = record(
+        Command::new("/bin/sh")
+            .arg("-c")
+            .arg("echo $$ > \"$1/cgroup.procs\" && exec \"$0\" \"$1/cpu.stat\"")
+            .arg(&program)
+            .arg(&group.0)
+            .env("LD_LIBRARY_PATH", &libraries),
+        BOTH[0],
+    )
+    .succeeded();
+    let kernel: u64 = got.stdout.trim().parse().unwrap();
+    assert!(kernel > 50_000_000, "it was held back: {kernel} ns");
+    let stretches = got.of_kind(Kind::Stretch);
+    let held: u64 = stretches.iter().map(|s| (s.stream >> 32) * 1000).sum();
+    assert!(
+        stretches.iter().all(|s| (s.stream >> 32) * 1000 <= s.arg1),
+        "no more than was waited"
+    );
+    // The first and the last stretch begin and end a few calls beside the program's readings.
+    assert!(
+        held.abs_diff(kernel) * 10 <= kernel,
+        "{held} ns in the stretches, {kernel} ns by the group"
+    );
 }
