@@ -117,6 +117,8 @@ pub(super) fn of(report: &MemoryReport, finding: &MemoryFinding) -> Words {
                     " Ranks that rise together usually make buffers for communication.",
                 ),
             };
+            // A point of many moments does not say how long a spike within it was.
+            let at_most = if one.point_ns() > 0 { "at most " } else { "" };
             let where_all = match ranks.len() {
                 0 | 1 => String::new(),
                 _ => format!(" (ranks {}; the most on {whom})", listed(ranks)),
@@ -124,17 +126,17 @@ pub(super) fn of(report: &MemoryReport, finding: &MemoryFinding) -> Words {
             Words {
                 title: format!("{} more than usual outside the allocator on {on}", size_text(above)),
                 summary: format!(
-                    "{} of device memory lay outside the allocator for {}{during}, {} is usual; {}{where_all}.{hint}",
+                    "{} of device memory lay outside the allocator for {at_most}{}{during}, {} is usual; {}{where_all}.{hint}",
                     size_text(largest.peak_bytes),
                     nanos((largest.end_ns - largest.start_ns).max(one.resolution_ns())),
                     size_text(hidden.median_bytes),
-                    times(hidden.spikes.len() as u64)
+                    times(hidden.spike_count)
                 ),
                 recommendation: String::new(),
                 evidence: evidence([
                     ("median_bytes", json!(hidden.median_bytes)),
                     ("peak_bytes", json!(largest.peak_bytes)),
-                    ("spikes", json!(hidden.spikes.len())),
+                    ("spikes", json!(hidden.spike_count)),
                     ("ranks", json!(ranks)),
                 ]),
             }

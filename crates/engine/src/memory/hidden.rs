@@ -23,6 +23,8 @@ pub struct Hidden {
     pub median_bytes: i64,
     pub min_bytes: i64,
     pub max_bytes: i64,
+    /// All spikes, those that are not kept among them.
+    pub spike_count: u64,
     /// The largest first.
     pub spikes: Vec<HiddenSpike>,
     /// Whether the usual amount is a large share of the device.
@@ -115,6 +117,7 @@ pub fn hidden(series: &Series, rules: &HiddenRules) -> Verdict<Hidden> {
         in_spike = true;
     }
     spikes.sort_by_key(|s| (std::cmp::Reverse(s.peak_bytes), s.start_ns));
+    let spike_count = spikes.len() as u64;
     spikes.truncate(MAX_SPIKES);
     let bound = |pick: fn(i64, i64) -> i64, of: fn(&super::series::Range) -> i64| {
         ranges.iter().map(|(_, r)| of(r)).reduce(pick).unwrap_or(0)
@@ -123,6 +126,7 @@ pub fn hidden(series: &Series, rules: &HiddenRules) -> Verdict<Hidden> {
         median_bytes: center as i64,
         min_bytes: bound(i64::min, |r| r.min),
         max_bytes: bound(i64::max, |r| r.max),
+        spike_count,
         spikes,
         is_large: total > 0.0 && center >= rules.min_steady_share * total,
     })

@@ -1,5 +1,6 @@
 //! What must not be concluded, beside what must.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -588,12 +589,12 @@ proptest! {
         let rank = before.ranks[0].ranks.len() as i64;
         with.extend(rank_series(rank, rank + 1, start, 100, None));
         let after = report(&with);
-        let blamed = |r: &MemoryReport| match first(r) {
-            FirstCause::Rank { rank, .. } => vec![*rank],
-            FirstCause::Several(ranks) => ranks.iter().copied().collect(),
+        let blamed = |r: &MemoryReport| -> BTreeSet<i64> { match first(r) {
+            FirstCause::Rank { rank, .. } => [*rank].into(),
+            FirstCause::Several(ranks) => ranks.clone(),
             FirstCause::All => r.ranks[0].rises.iter().map(|x| x.rank).collect(),
-            FirstCause::None | FirstCause::CannotTell => Vec::new(),
-        };
+            FirstCause::None | FirstCause::CannotTell => BTreeSet::new(),
+        } };
         prop_assert_eq!(blamed(&before), blamed(&after));
     }
 
