@@ -183,36 +183,6 @@ impl SessionSummary {
         self.ended_at_ns = Some(ended_at_ns);
         self
     }
-
-    /// What events without a stored summary say of their session; `None` without events.
-    ///
-    /// `events` are in order of time. With an event of type `stop` the session is completed and ends at the last of them,
-    /// else its status is `fallback` and its end unknown.
-    pub fn infer(
-        events: &[MemoryEvent],
-        source: Arc<str>,
-        fallback: SessionStatus,
-    ) -> Option<SessionSummary> {
-        let first = events.first()?;
-        let stop = events.iter().rev().find(|e| &*e.event_type == "stop");
-        Some(SessionSummary {
-            session_id: first.session_id.clone(),
-            status: stop.map_or(fallback, |_| SessionStatus::Completed),
-            started_at_ns: first.timestamp_ns.clone(),
-            ended_at_ns: stop.map(|e| e.timestamp_ns.clone()),
-            host: first.host.clone(),
-            pid: first.pid.clone(),
-            job_id: first
-                .identity
-                .job_id
-                .as_deref()
-                .map_or(Value::Null, Value::from),
-            rank: first.identity.rank.clone(),
-            local_rank: first.identity.local_rank.clone(),
-            world_size: first.identity.world_size.clone(),
-            source,
-        })
-    }
 }
 
 /// A session with its events, as loaded.

@@ -115,13 +115,13 @@ pub fn plan(place: &Place<'_>) -> Result<Plan, PlanError> {
     match place.file {
         Some(file) if is_lines(file) => {
             let manifest = read_manifest(place.folder);
-            let session_id = manifest.iter().flat_map(|m| &m.segments);
+            let mut entries = manifest.iter().flat_map(|m| &m.segments);
             // Of several entries for one file the last one counts.
-            let session_id = session_id.filter(|s| *s.filename == *file).next_back();
+            let entry = entries.rfind(|segment| *segment.filename == *file);
             let segment = Segment {
                 name: file.to_owned(),
                 path: place.path.to_owned(),
-                session_id: session_id.and_then(|s| s.session_id.clone()),
+                session_id: entry.and_then(|segment| segment.session_id.clone()),
             };
             Ok(Plan::Lines {
                 segments: vec![segment],

@@ -46,3 +46,6 @@ pub use session::{
 pub use sink::{
     Now, SOURCE, Sink, SinkConfig, SinkConfigError, SinkCounts, SinkError, SinkFolder, SinkWriter,
 };
+
+#[cfg(test)]
+mod tests;

@@ -452,13 +452,14 @@ impl<F: SinkFolder> Sink<F> {
         session: Option<&str>,
         now: Now,
     ) -> Result<(), SinkError> {
-        match &self.active {
-            None => self.activate(self.new_summary(session, now), now)?,
+        // A manifest that cannot be written just now is no reason to lose the record: it waits with the others.
+        let begun = match &self.active {
+            None => self.activate(self.new_summary(session, now), now),
             Some(active) if session.is_some_and(|id| *id != **active) => {
                 return Err(SinkError::OtherSession);
             }
-            Some(_) => {}
-        }
+            Some(_) => Ok(()),
+        };
         let bytes = line.len() as u64;
         let has_room = |sink: &Sink<F>| match sink.config.max_buffer_bytes {
             Some(limit) => sink.buffer.len() as u64 + bytes <= limit,
@@ -476,7 +477,7 @@ impl<F: SinkFolder> Sink<F> {
         }
         self.buffer.extend_from_slice(line);
         self.counts.buffered_records += 1;
-        self.flush(false, now)
+        self.flush(false, now).and(begun)
     }
 
     /// Writes what waits: always when forced, else if it is much or has waited long, and no failed write is being waited out.

@@ -152,10 +152,7 @@ fn load(path: &Path, args: &Object, expect: &Value, tags: &Value) -> Result<(), 
             same("segment_paths", &Value::Array(paths), want)?;
         }
         if let Some(want @ Value::Object(_)) = expect.get("manifest") {
-            let name = place
-                .folder
-                .open(MANIFEST)
-                .and_then(|file| io::read_to_string(file));
+            let name = place.folder.open(MANIFEST).and_then(io::read_to_string);
             let manifest = Manifest::parse(name.unwrap_or_default().as_bytes());
             same(
                 "manifest",
