@@ -91,9 +91,9 @@ pub(super) fn draw(out: &mut String, answer: &Memory, at: usize) {
     peak(out, one, &scale);
     phases(out, answer, one, &scale);
     let bottom = TOP + PLOT;
-    let _ = write!(
+    let _ = writeln!(
         out,
-        "<line class=\"cross\" x1=\"0\" x2=\"0\" y1=\"{TOP}\" y2=\"{bottom}\" visibility=\"hidden\"/></svg>\n"
+        "<line class=\"cross\" x1=\"0\" x2=\"0\" y1=\"{TOP}\" y2=\"{bottom}\" visibility=\"hidden\"/></svg>"
     );
     data(out, one, &scale);
     out.push_str("</figure>\n");
