@@ -1210,6 +1210,14 @@ fn time_held_back_by_a_quota_is_told_from_competition() {
     let group = or_return!(limits.map_err(|why| skip(&why)).ok());
     let mut target = Target::start(dir, &["spin"]);
     target.hear("ready");
+    // The group's books are one for each CPU: on one alone, they and a thread's own time are the same.
+    let pinned = Command::new("taskset")
+        .args(["--pid", "--cpu-list", "0", &target.pid().to_string()])
+        .output();
+    assert!(
+        pinned.is_ok_and(|out| out.status.success()),
+        "util-linux's taskset pins it"
+    );
     let mut capture = or_return!(Capture::of(&[target.pid()]));
     // Only now: what its start was held back would be in the group's books and not in ours.
     group.add(target.pid());
