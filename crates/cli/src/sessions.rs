@@ -192,10 +192,5 @@ pub(crate) fn subject(sources: &[String]) -> &'static str {
 
 /// Bytes for people.
 pub(crate) fn size_text(bytes: u64) -> String {
-    match bytes {
-        0..1_024 => format!("{bytes} B"),
-        1_024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
-    }
+    warptrace_api::size_text(i64::try_from(bytes).unwrap_or(i64::MAX))
 }

@@ -1,4 +1,4 @@
-//! Integers and blanks as Python's `int` and `str.strip` take them, which launchers' variables and files of Python programs
+//! Numbers and blanks as Python's `int`, `repr` and `str.strip` take and give them, which launchers' variables and files of Python programs
 //! may hold: blanks around, a sign, digits of any script, single underscores between digits.
 
 use crate::Int;
@@ -62,6 +62,28 @@ pub fn parse_int(text: &str) -> Option<Int> {
         return None;
     }
     Int::parse(&decimal)
+}
+
+/// A float as Python's `repr` writes it: the shortest digits that read back, an exponent below 1e-4 and from 1e16.
+pub fn float_text(value: f64) -> String {
+    if value.is_nan() {
+        return "nan".into();
+    }
+    if value.is_infinite() {
+        return if value > 0.0 { "inf" } else { "-inf" }.into();
+    }
+    let scientific = format!("{value:e}");
+    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if !(-4..16).contains(&exponent) {
+        let sign = if exponent < 0 { '-' } else { '+' };
+        return format!("{mantissa}e{sign}{:02}", exponent.unsigned_abs());
+    }
+    let plain = format!("{value}");
+    match plain.contains('.') {
+        true => plain,
+        false => plain + ".0",
+    }
 }
 
 #[cfg(test)]

@@ -31,25 +31,14 @@ pub fn normalized_value(value: Option<&Value>) -> String {
     }
 }
 
-/// A float as Python writes it: the fewest digits that say it, an exponent below 1e-4 and from 1e16 on.
+/// A float as Python's `json` writes it.
 pub(super) fn float_text(x: f64) -> String {
-    if x.is_nan() {
-        return "NaN".into();
+    match x {
+        _ if x.is_nan() => "NaN".into(),
+        f64::INFINITY => "Infinity".into(),
+        f64::NEG_INFINITY => "-Infinity".into(),
+        _ => warptrace_model::number_text::float_text(x),
     }
-    if x.is_infinite() {
-        return if x > 0.0 { "Infinity" } else { "-Infinity" }.into();
-    }
-    let size = x.abs();
-    if size != 0.0 && !(1e-4..1e16).contains(&size) {
-        let text = format!("{x:e}");
-        let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-        let (sign, exponent) = match exponent.strip_prefix('-') {
-            Some(size) => ('-', size),
-            None => ('+', exponent),
-        };
-        return format!("{digits}e{sign}{exponent:0>2}");
-    }
-    format!("{x:?}")
 }
 
 /// The `0x…` of a text that is in lower case.

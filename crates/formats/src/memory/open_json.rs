@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use warptrace_model::number_text::MAX_INT_DIGITS;
+use warptrace_model::number_text::{self, MAX_INT_DIGITS};
 use warptrace_model::{Int, Object, Value, lone_surrogate, surrogate_half};
 
 use crate::json::{Error, ErrorKind, Number, Options, Reader, Str, Token};
@@ -289,29 +289,7 @@ fn write_float(out: &mut String, value: f64) {
         _ if value.is_nan() => out.push_str("NaN"),
         f64::INFINITY => out.push_str("Infinity"),
         f64::NEG_INFINITY => out.push_str("-Infinity"),
-        _ => out.push_str(&float_text(value)),
-    }
-}
-
-/// A float as Python's `repr` writes it: the shortest digits that read back, an exponent below 1e-4 and from 1e16.
-pub fn float_text(value: f64) -> String {
-    if value.is_nan() {
-        return "nan".into();
-    }
-    if value.is_infinite() {
-        return if value > 0.0 { "inf" } else { "-inf" }.into();
-    }
-    let scientific = format!("{value:e}");
-    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or(0);
-    if !(-4..16).contains(&exponent) {
-        let sign = if exponent < 0 { '-' } else { '+' };
-        return format!("{mantissa}e{sign}{:02}", exponent.unsigned_abs());
-    }
-    let plain = format!("{value}");
-    match plain.contains('.') {
-        true => plain,
-        false => plain + ".0",
+        _ => out.push_str(&number_text::float_text(value)),
     }
 }
 
@@ -338,7 +316,7 @@ fn python_repr(out: &mut String, value: &Value) {
         Value::Int(int) => {
             let _ = write!(out, "{int}");
         }
-        Value::Float(value) => out.push_str(&float_text(*value)),
+        Value::Float(value) => out.push_str(&number_text::float_text(*value)),
         Value::String(text) => python_string_repr(out, text),
         Value::Array(items) => {
             out.push('[');
