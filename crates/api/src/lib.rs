@@ -24,6 +24,7 @@ pub use live::{HostContext, Live, LiveOp};
 pub use memory::{
     LevelRange, MEMORY_SCHEMA, Memory, MemoryCheck, MemoryFinding, MemoryIssue, MemoryLevel,
     MemoryMarker, MemoryOutlier, MemoryPhase, MemoryPoint, MemoryQuestion, MemoryRanks, MemoryRise,
-    MemorySeries, MemorySession, MemorySpan, Skip, memory, memory_answer, size_text, size_words, untold,
+    MemorySeries, MemorySession, MemorySpan, Skip, memory, memory_answer, size_text, size_words,
+    untold,
 };
 pub use words::{category_words, cause_words, command_text, duration_text};
