@@ -118,7 +118,7 @@ fn unit(number: u64) -> Unit {
         dur: parts.total(),
         parts,
         launches: 180,
-        slow: number % 97 == 0,
+        slow: number.is_multiple_of(97),
         incomplete: false,
     }
 }
