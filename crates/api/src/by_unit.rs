@@ -227,20 +227,36 @@ fn belongs(f: &Finding, u: &Unit) -> bool {
     u.slow && f.key.process.pid == u.key.process.pid && near
 }
 
-/// The last sample of each counter in the process's memory at or before the end of a unit.
+/// Samples of a process's device are looked through so far back for each counter.
+const SAMPLES_BACK: usize = 64;
+
+/// Each counter of the process's memory as it was sampled last at or before the end of a unit: a peak of its own, for one, has
+/// no number of the driver.
 fn memory_at(levels: &[MemoryLevel], u: &Unit, anchor: &ClockAnchor) -> Option<MemoryAt> {
     let end = u.window().end;
     let upto = levels.partition_point(|l| l.at <= end);
     let device = u.key.device.map(|d| d.0);
-    let level = levels[..upto].iter().rev().find(|l| {
+    let mut own = levels[..upto].iter().rev().filter(|l| {
         let own = l.pid.is_none_or(|pid| pid == u.key.process.pid.0);
         own && (device.is_none() || l.device == device)
-    })?;
-    Some(MemoryAt {
-        at_unix_ns: anchor.unix(level.at).0,
-        allocated_bytes: level.allocated_bytes,
-        reserved_bytes: level.reserved_bytes,
-        device_used_bytes: level.device_used_bytes,
-        device_total_bytes: level.device_total_bytes,
-    })
+    });
+    let last = own.next()?;
+    let mut memory = MemoryAt {
+        at_unix_ns: anchor.unix(last.at).0,
+        allocated_bytes: last.allocated_bytes,
+        reserved_bytes: last.reserved_bytes,
+        device_used_bytes: last.device_used_bytes,
+        device_total_bytes: last.device_total_bytes,
+    };
+    for earlier in own.take(SAMPLES_BACK) {
+        for (known, before) in [
+            (&mut memory.allocated_bytes, earlier.allocated_bytes),
+            (&mut memory.reserved_bytes, earlier.reserved_bytes),
+            (&mut memory.device_used_bytes, earlier.device_used_bytes),
+            (&mut memory.device_total_bytes, earlier.device_total_bytes),
+        ] {
+            *known = known.or(before);
+        }
+    }
+    Some(memory)
 }

@@ -346,7 +346,6 @@ impl Ingest {
                     &session,
                     totals,
                     &open.partly_switched,
-                    (first, last),
                     &self.progress,
                 )?;
             }
