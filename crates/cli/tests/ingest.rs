@@ -367,7 +367,10 @@ fn nothing_kept_is_1_and_leaves_no_session() {
     assert_eq!(home.run(["ingest"]).code, Some(2));
     assert_eq!(home.run(["export", "-o", "x"]).code, Some(2));
     let ran = home.run(["export", "--format", "nonsense", "-o", "x"]);
-    assert!(ran.err.contains("[possible values: ingero-db, "), "{ran:#?}");
+    assert!(
+        ran.err.contains("[possible values: ingero-db, "),
+        "{ran:#?}"
+    );
 }
 
 #[test]
