@@ -12,6 +12,7 @@ mod ids;
 mod memory;
 pub mod number_text;
 mod request;
+mod span;
 mod stats;
 mod time;
 mod unit;
@@ -34,6 +35,7 @@ pub use memory::{
     SessionSummary, default_session,
 };
 pub use request::{Request, RequestOutcome};
+pub use span::{SpanContext, SpanEvent, SpanId, SpanRecord};
 pub use stats::{Histogram, OpCount, OpKey};
 pub use time::{BootNanos, ClockAnchor, UnixNanos, Window};
 pub use unit::{Category, NamedBy, Parts, Profile, StreamScope, Unit, UnitKey, UnitKind, UnitName};
