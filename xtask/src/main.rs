@@ -6,10 +6,13 @@ mod conformance;
 #[cfg(test)]
 mod docs;
 mod ops;
+mod python;
 mod tidy;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use python::Programs;
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -17,6 +20,9 @@ usage: cargo xtask COMMAND
   ops [--check]   write bpf/ops.h from the op table, or compare
   bpf [--check]   build the BPF objects from bpf/, or rebuild and compare with those committed
   conformance [DIR]  run the formats' vectors, ours or those in DIR, and say which did not pass
+  develop         build the native module of the Python package into python/, for target/venv
+  wheel [--release]  build the Python package with the programs in it, into target/wheels
+  test-python     build the wheel, install it into a fresh environment, and run the Python tests there
   tidy            hold the tree against ARCHITECTURE.md's table of crates
   ci              all that a change must pass: format, tidy, generated files, lints, tests";
 
@@ -30,6 +36,10 @@ fn main() -> ExitCode {
         ["bpf", "--check"] => ops::check(&root()).and_then(|()| bpf::check(&root())),
         ["conformance"] => conformance::run(&root(), None),
         ["conformance", folder] => conformance::run(&root(), Some(Path::new(folder))),
+        ["develop"] => python::develop(&root()),
+        ["wheel"] => python::wheel(&root(), Programs::Dev).map(|_| ()),
+        ["wheel", "--release"] => python::wheel(&root(), Programs::Release).map(|_| ()),
+        ["test-python"] => python::test(&root()),
         ["tidy"] => tidy::check(&root()),
         ["ci"] => ci::run(&root()),
         _ => {

@@ -1,0 +1,8 @@
+//! Annotations that a job sends to a recorder.
+
+use pyo3::prelude::*;
+
+/// Adds this subject's names to the native module.
+pub(crate) fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+    Ok(())
+}

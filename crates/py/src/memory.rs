@@ -1,0 +1,8 @@
+//! GPU memory: samples, and the sinks that they are written to.
+
+use pyo3::prelude::*;
+
+/// Adds this subject's names to the native module.
+pub(crate) fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+    Ok(())
+}

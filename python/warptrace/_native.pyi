@@ -1,0 +1,3 @@
+"""The native module. Use `warptrace`, which documents what is public."""
+
+__version__: str
