@@ -359,6 +359,24 @@ impl From<i64> for Value {
     }
 }
 
+impl From<f64> for Value {
+    fn from(value: f64) -> Value {
+        Value::Float(value)
+    }
+}
+
+impl From<String> for Value {
+    fn from(value: String) -> Value {
+        Value::String(value.into())
+    }
+}
+
+impl<T: Into<Value>> From<Vec<T>> for Value {
+    fn from(items: Vec<T>) -> Value {
+        Value::Array(items.into_iter().map(Into::into).collect())
+    }
+}
+
 impl From<Object> for Value {
     fn from(value: Object) -> Value {
         Value::Object(value)
@@ -370,8 +388,8 @@ impl From<Object> for Value {
 pub struct Object(Vec<(Box<str>, Value)>);
 
 impl Object {
-    pub fn new() -> Object {
-        Object::default()
+    pub const fn new() -> Object {
+        Object(Vec::new())
     }
 
     /// An object of pairs in which a key may be repeated: the last value holds, at the first one's place.
@@ -432,6 +450,10 @@ impl Object {
 
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
         self.0.iter().map(|(k, v)| (&**k, v))
+    }
+
+    pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = (&str, &mut Value)> {
+        self.0.iter_mut().map(|(k, v)| (&**k, v))
     }
 
     pub fn len(&self) -> usize {

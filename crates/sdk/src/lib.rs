@@ -1,5 +1,8 @@
-//! What a program links to say what it does: writers that never block it, never panic, and count what they drop.
+//! What a program links to say what it does: spans and events, and writers of annotations, memory telemetry and run logs.
+//! They never block it, never panic, and count what they drop.
 
 pub mod annotation;
+mod fork;
 pub mod memory_sink;
 pub mod run_log;
+pub mod span;

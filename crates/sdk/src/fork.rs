@@ -1,0 +1,66 @@
+//! Knowing that we are in a forked child, for the price of one load.
+//!
+//! A child has its parent's memory and only the thread that forked: locks that other threads held stay locked, and threads
+//! that did work for us are gone. [`generation`] changes in the child, so that whoever owns such a thing can make another.
+#![expect(unsafe_code, reason = "pthread_atfork is C")]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
+
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// How many forks lie between this process and the one that first asked.
+///
+/// Cost: one load, after [`watch`].
+pub(crate) fn generation() -> u32 {
+    GENERATION.load(Ordering::Relaxed)
+}
+
+/// Counts forks from now on. Called by whatever remembers a [`generation`], before it does.
+pub(crate) fn watch() {
+    static WATCH: Once = Once::new();
+    WATCH.call_once(|| {
+        extern "C" fn in_child() {
+            GENERATION.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the handler is a function for as long as the process lives, and does nothing that is unsafe between fork
+        // and exec: one atomic addition. A failure (no memory) leaves forks unseen.
+        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
+    });
+}
+
+/// What a forked child goes on with.
+pub(crate) trait Inherit: Sized {
+    /// Of the parent's value, which nobody was changing; or of `None` when another thread held the lock at the fork.
+    fn inherit(parent: Option<&mut Self>) -> Self;
+}
+
+/// A lock that a child never finds held by a thread that it does not have.
+#[derive(Debug)]
+pub(crate) struct ForkMutex<T> {
+    generation: u32,
+    value: Mutex<T>,
+    child: OnceLock<Box<ForkMutex<T>>>,
+}
+
+impl<T: Inherit> ForkMutex<T> {
+    pub(crate) fn new(value: T) -> ForkMutex<T> {
+        watch();
+        ForkMutex {
+            generation: generation(),
+            value: Mutex::new(value),
+            child: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        if self.generation == generation() {
+            return self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        }
+        let child = self.child.get_or_init(|| {
+            let mut parent = self.value.try_lock().ok();
+            Box::new(ForkMutex::new(T::inherit(parent.as_deref_mut())))
+        });
+        child.lock()
+    }
+}
