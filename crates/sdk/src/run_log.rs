@@ -13,13 +13,20 @@
 //! ```
 //!
 //! A record is one `write` on a descriptor in append mode, so that records of any number of processes and threads never
-//! interleave. Nothing here fails, panics or waits for a reader: what cannot be written is dropped and counted, and the first
+//! interleave. A process that is killed in its write may leave the first part of one, of which it was never told that it was
+//! written; whoever writes next makes that part blank, without a lock ([decision 023]). So on a local file no line is torn, but for two
+//! processes that are killed within the same few microseconds, one in its write and the other right behind it.
+//!
+//! [decision 023]: https://github.com/warptrace/warptrace/blob/main/docs/decisions/023-a-killed-writer-s-record.md
+//!
+//! Nothing here fails, panics or waits for a reader: what cannot be written is dropped and counted, and the first
 //! such loss is told once on stderr. Threads of a process take turns, so that `t` never falls in the file; a write to a local
 //! file goes to the page cache. There are no threads of its own, and no signal handler unless [`Termination`] is asked for.
 //!
 //! Forks: a child may use the log of its parent. It has its own turn-taking, no requests in flight, and begins on a fresh line.
 
 mod clock;
+mod mend;
 mod shutdown;
 mod sink;
 
@@ -130,10 +137,10 @@ struct Process {
 }
 
 impl Process {
-    fn new(pid: u32) -> Process {
+    fn new(pid: u32, sink: Sink) -> Process {
         Process {
             pid,
-            sink: Mutex::new(Sink::default()),
+            sink: Mutex::new(sink),
             in_flight: Mutex::new(0),
             drained: Condvar::new(),
             child: OnceLock::new(),
@@ -182,7 +189,7 @@ impl RunLog {
             state,
             dropped: AtomicU64::new(0),
             complained: AtomicBool::new(false),
-            process: Process::new(std::process::id()),
+            process: Process::new(std::process::id(), Sink::default()),
         };
         if path.as_os_str().is_empty() {
             shared.path = PathBuf::new();
@@ -220,6 +227,11 @@ impl RunLog {
     /// Records of this process that could not be written.
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Parts of records that killed writers had left, and that this process has made blank since it opened the log.
+    pub fn mended(&self) -> u64 {
+        self.turn().mended()
     }
 
     pub fn counters(&self) -> Counters {
@@ -439,7 +451,9 @@ impl RunLog {
         let pid = std::process::id();
         let mut process = &self.shared.process;
         while process.pid != pid {
-            process = process.child.get_or_init(|| Box::new(Process::new(pid)));
+            process = process
+                .child
+                .get_or_init(|| Box::new(Process::new(pid, Sink::inherited())));
         }
         process
     }

@@ -1,12 +1,16 @@
-//! The file of a run log: one write a record, a fresh line to begin with, and no wait for anybody.
+//! The file of a run log: one write a record, a fresh line to begin with, a look at what the record stands behind
+//! ([`mend`](super::mend)), and no wait for anybody.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+
+use super::mend::{self, Before};
 
 /// How long a file that went wrong is left alone, µs.
 const RETRY_MICROS: u64 = 1_000_000;
@@ -18,6 +22,19 @@ pub(super) struct Opened {
     /// A regular file has a last byte, and can be deleted under us; a pipe can lose its reader.
     kind: FileKind,
     readable: bool,
+}
+
+impl Opened {
+    /// The same file with a position of its own.
+    ///
+    /// # Errors
+    /// It cannot be opened any more, as after a change of user.
+    fn again(&self) -> io::Result<Opened> {
+        open(Path::new(&format!(
+            "/proc/self/fd/{}",
+            self.file.as_raw_fd()
+        )))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,15 +89,38 @@ pub(super) struct Sink {
     begun: bool,
     /// The last write went wrong, and may have left half a record.
     owes_line_feed: bool,
+    /// What was opened at first is the parent's, of whose position this process must know nothing.
+    inherited: bool,
+    /// Behind the last record, when that is known to stand on a line of its own; else 0.
+    own_end: u64,
+    /// Records of killed writers that this one has made blank.
+    mended: u64,
     line: Vec<u8>,
 }
+
+/// How often a record is written that stands on half a line of somebody else's.
+const MAX_WRITES: usize = 3;
 
 /// Above this a buffer is not kept for the next record.
 const KEPT_BUFFER_BYTES: usize = 64 << 10;
 
 impl Sink {
+    /// A forked child's.
+    pub(super) fn inherited() -> Sink {
+        Sink {
+            inherited: true,
+            ..Sink::default()
+        }
+    }
+
+    /// Records of killed writers that this one has made blank.
+    pub(super) fn mended(&self) -> u64 {
+        self.mended
+    }
+
     /// Writes one record in one write, on a line of its own: `fresh_line`, the first record, and the one after a failed write look
-    /// at what the file ends with, and bring a line feed of their own where it is needed.
+    /// at what the file ends with, and bring a line feed of their own where it is needed. What they could not see, since another
+    /// writer was killed just now, is looked for afterwards.
     ///
     /// # Errors
     /// Why the record is lost. Nothing of it is written later.
@@ -93,6 +133,7 @@ impl Sink {
         encode: impl FnOnce(&mut Vec<u8>),
     ) -> io::Result<()> {
         self.find_file(path, first, now_micros)?;
+        let own_position = self.reopened.is_some() || !self.inherited;
         let opened = match (&self.reopened, first) {
             (Some(opened), _) | (None, Some(opened)) => opened,
             (None, None) => return Err(io::ErrorKind::NotFound.into()),
@@ -103,8 +144,27 @@ impl Sink {
             self.line.push(b'\n');
         }
         encode(&mut self.line);
-        let written = write_once(opened, &self.line);
-        let whole = matches!(written, Ok(n) if n == self.line.len());
+        let looks = own_position && opened.kind == FileKind::Regular && opened.readable;
+        let (mut written, mut whole) = (Ok(0), false);
+        for _ in 0..MAX_WRITES {
+            written = write_once(opened, &self.line);
+            whole = matches!(written, Ok(n) if n == self.line.len());
+            let own_end = std::mem::take(&mut self.own_end);
+            if !whole || !looks {
+                break;
+            }
+            match mend::look_before(&opened.file, &self.line, own_end) {
+                Before::Whole { end } => self.own_end = end,
+                Before::Mended { end } => {
+                    self.own_end = end;
+                    self.mended += 1;
+                }
+                // The line that it stands on is no record, and ends with ours.
+                Before::Glued => continue,
+                Before::Unknown => {}
+            }
+            break;
+        }
         self.owes_line_feed = !whole;
         if self.line.capacity() > KEPT_BUFFER_BYTES {
             self.line = Vec::new();
@@ -162,6 +222,9 @@ impl Sink {
         first: Option<&Opened>,
         now_micros: u64,
     ) -> io::Result<()> {
+        if self.inherited && !self.begun && self.reopened.is_none() {
+            self.reopened = first.and_then(|first| first.again().ok());
+        }
         let usable = match (&self.reopened, first) {
             (Some(opened), _) => Some(opened),
             (None, Some(opened)) if !self.lost => Some(opened),
@@ -181,7 +244,7 @@ impl Sink {
         }
         self.retry_at = now_micros.saturating_add(RETRY_MICROS);
         self.reopened = Some(open(path)?);
-        (self.begun, self.owes_line_feed) = (false, false);
+        (self.begun, self.owes_line_feed, self.own_end) = (false, false, 0);
         Ok(())
     }
 
