@@ -17,6 +17,7 @@
 mod encode;
 mod line;
 mod place;
+mod plain;
 mod refusal;
 mod scope;
 mod stream;

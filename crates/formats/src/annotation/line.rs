@@ -11,7 +11,7 @@ use warptrace_model::{
     Annotation, BootNanos, ClockAnchor, Incarnation, Labels, Sender, UnixNanos, Window,
 };
 
-use super::Refusal;
+use super::{Refusal, plain};
 use crate::json::{Invalid, Number, Options, Reader, Str, Token};
 
 /// As deep as the existing agent goes. A line is 16 KiB at most, so this is a rule, not a bound on work.
@@ -72,14 +72,14 @@ impl Line {
 }
 
 /// A decoded line whose labels and span nobody has judged yet. Scope comes between the two: [`super::check_scope`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Draft<'a> {
-    labels: Vec<(Cow<'a, str>, Cow<'a, str>)>,
-    ts: i64,
-    pid: u32,
-    start_time: u64,
-    span_start: i64,
-    span_end: i64,
+    pub(super) labels: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    pub(super) ts: i64,
+    pub(super) pid: u32,
+    pub(super) start_time: u64,
+    pub(super) span_start: i64,
+    pub(super) span_end: i64,
 }
 
 /// A member that has a meaning.
@@ -101,6 +101,14 @@ impl<'a> Draft<'a> {
     /// # Errors
     /// [`Refusal::Syntax`], [`Refusal::Type`].
     pub fn decode(line: &'a [u8]) -> Result<Draft<'a>, Refusal> {
+        match plain::decode(line) {
+            Some(draft) => Ok(draft),
+            None => Draft::decode_any(line),
+        }
+    }
+
+    /// As [`Draft::decode`], for lines of any spelling.
+    pub(super) fn decode_any(line: &'a [u8]) -> Result<Draft<'a>, Refusal> {
         let mut reader = Reader::with_options(line, OPTIONS);
         let mut draft = Draft::default();
         let mut types = Ok(());
