@@ -9,5 +9,11 @@ pub mod annotation;
 pub mod memory;
 #[cfg(feature = "run-log")]
 pub mod run_log;
+#[cfg(feature = "span-record")]
+pub mod span_record;
 
 pub mod json;
+#[cfg(any(feature = "run-log", feature = "span-record"))]
+mod lines;
+#[cfg(any(feature = "memory", feature = "span-record"))]
+pub mod open_json;

@@ -17,15 +17,14 @@
 mod check;
 pub mod encode;
 mod histogram;
-mod lines;
 mod record;
 mod repair;
 mod summary;
 mod time;
 
+pub use crate::lines::{DEFAULT_LINE_LIMIT, Line, Lines};
 pub use check::{Checker, Problem, ProblemKind};
 pub use histogram::Latencies;
-pub use lines::{DEFAULT_LINE_LIMIT, Line, Lines};
 pub use record::{Kind, Record, Runs, is_blank};
 pub use repair::{Repaired, repair};
 pub use summary::{Group, Groups, RunSummary, Summary, SummaryOptions, Totals};

@@ -14,7 +14,6 @@ mod legacy;
 mod lines;
 mod load;
 mod manifest;
-pub mod open_json;
 mod projection;
 mod record;
 mod rollup;
@@ -22,6 +21,7 @@ mod session;
 mod shape;
 mod sink;
 
+pub use crate::open_json;
 pub use csv::{MAX_ROW_BYTES, RowError, read_csv};
 pub use document::{DocumentError, Item, MAX_RECORD_BYTES, read_document};
 pub use encode::{NeedsV4, Version, record};

@@ -3,10 +3,10 @@
 
 use std::collections::HashSet;
 
-use super::lines::Line;
 use super::record::{Kind, Record, is_blank};
 use super::repair::repair;
 use crate::json::{Invalid, Options, Reader, Token};
+use crate::lines::Line;
 
 /// Something wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -243,8 +243,8 @@ fn repeated_key(text: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::lines::Lines;
     use super::*;
+    use crate::lines::Lines;
 
     /// The problems of a log, as `line kind detail`.
     fn problems(log: &str) -> Vec<String> {

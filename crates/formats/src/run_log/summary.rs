@@ -5,9 +5,9 @@ use std::collections::{HashMap, VecDeque};
 use warptrace_model::UnixNanos;
 
 use super::histogram::Latencies;
-use super::lines::{DEFAULT_LINE_LIMIT, Line, Lines};
 use super::record::{Kind, Record, Runs, is_blank};
 use crate::json::{Invalid, Str};
+use crate::lines::{DEFAULT_LINE_LIMIT, Line, Lines};
 
 /// What a [`Summary`] keeps at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
