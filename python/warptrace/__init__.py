@@ -12,14 +12,55 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from warptrace._native import __version__ as __version__
+    from warptrace.annotation import AnnotationCounts as AnnotationCounts
+    from warptrace.annotation import AnnotationWriter as AnnotationWriter
+    from warptrace.spans import Event as Event
+    from warptrace.spans import Exporter as Exporter
+    from warptrace.spans import MemoryExporter as MemoryExporter
+    from warptrace.spans import Recorder as Recorder
+    from warptrace.spans import Span as Span
+    from warptrace.spans import SpanError as SpanError
+    from warptrace.spans import configure as configure
+    from warptrace.spans import current_span as current_span
+    from warptrace.spans import event as event
+    from warptrace.spans import shutdown as shutdown
+    from warptrace.spans import span as span
 
 # Public names by the module that has them; loaded when first asked for (PEP 562).
 _NAMES: dict[str, str] = {
+    "AnnotationCounts": "warptrace.annotation",
+    "AnnotationWriter": "warptrace.annotation",
+    "Event": "warptrace.spans",
+    "Exporter": "warptrace.spans",
+    "MemoryExporter": "warptrace.spans",
+    "Recorder": "warptrace.spans",
+    "Span": "warptrace.spans",
+    "SpanError": "warptrace.spans",
     "__version__": "warptrace._native",
+    "configure": "warptrace.spans",
+    "current_span": "warptrace.spans",
+    "event": "warptrace.spans",
+    "shutdown": "warptrace.spans",
+    "span": "warptrace.spans",
 }
-_MODULES: frozenset[str] = frozenset({"compat"})
+_MODULES: frozenset[str] = frozenset({"annotation", "compat", "spans"})
 
-__all__ = ["__version__"]
+__all__ = [
+    "AnnotationCounts",
+    "AnnotationWriter",
+    "Event",
+    "Exporter",
+    "MemoryExporter",
+    "Recorder",
+    "Span",
+    "SpanError",
+    "__version__",
+    "configure",
+    "current_span",
+    "event",
+    "shutdown",
+    "span",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,8 +7,10 @@
 mod annotation;
 mod memory;
 mod run_log;
+mod said;
 mod span;
 mod tables;
+mod value;
 
 use pyo3::prelude::*;
 

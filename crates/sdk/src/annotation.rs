@@ -27,8 +27,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket,
 };
-use warptrace_formats::annotation::{RateWindow, SOCKET_VARIABLE, Surroundings};
+use warptrace_formats::annotation::{MAX_LINE_BYTES, RateWindow, SOCKET_VARIABLE, Surroundings};
 use warptrace_model::Labels;
+
+use crate::process_id;
 
 pub use warptrace_formats::annotation::{Line, Refusal};
 
@@ -151,7 +153,7 @@ impl Writer {
 
     /// Labels this process from now on, until it says the same keys again.
     pub fn say<K: AsRef<str>, V: AsRef<str>>(&self, labels: &[(K, V)]) -> Fate {
-        self.say_of(Some(std::process::id()), labels, None)
+        self.say_of(Some(process_id()), labels, None)
     }
 
     /// Labels an interval of this process, first and last Unix nanosecond: a request, a phase that is over.
@@ -162,7 +164,7 @@ impl Writer {
         end_unix_nanos: i64,
     ) -> Fate {
         let span = Some((start_unix_nanos, end_unix_nanos));
-        self.say_of(Some(std::process::id()), labels, span)
+        self.say_of(Some(process_id()), labels, span)
     }
 
     fn say_of<K: AsRef<str>, V: AsRef<str>>(
@@ -200,6 +202,31 @@ impl Writer {
             Ok(()) => self.link().send(&bytes, &self.places, &self.counts),
         };
         self.count(fate)
+    }
+
+    /// Sends a line that is encoded already, as it is: without a time it is of the moment when the agent reads it. It ends with
+    /// a line feed, and there is no other in it; all else is for the agent to judge.
+    pub fn write_encoded(&self, line: &[u8]) -> Fate {
+        let one_line = line
+            .iter()
+            .position(|&b| b == b'\n')
+            .is_some_and(|at| at + 1 == line.len());
+        let fate = if !one_line {
+            Fate::Dropped(Dropped::Refused(Refusal::Syntax))
+        } else if line.len() > MAX_LINE_BYTES {
+            Fate::Dropped(Dropped::Refused(Refusal::LineTooLong))
+        } else if self.closed.load(Ordering::Relaxed) {
+            Fate::Dropped(Dropped::Closed)
+        } else {
+            self.link().send(line, &self.places, &self.counts)
+        };
+        self.count(fate)
+    }
+
+    /// Connects now if there is no connection, as the next line would. Says whether there is one; that it is still good, as far
+    /// as [`Writer::is_connected`].
+    pub fn connect(&self) -> bool {
+        !self.closed.load(Ordering::Relaxed) && self.link().settle(&self.places, &self.counts)
     }
 
     /// Whether there is a connection. Nobody says that it is still good until the next line.
@@ -245,7 +272,7 @@ impl Writer {
 
     /// This process' end. Threads wait here for each other, for as long as a few system calls that do not wait.
     fn link(&self) -> MutexGuard<'_, Link> {
-        let pid = std::process::id();
+        let pid = process_id();
         let mut process = &self.first;
         while process.pid != pid {
             process = process.child.get_or_init(|| {
@@ -271,7 +298,7 @@ fn unix_now() -> Option<i64> {
 impl Process {
     fn new() -> Process {
         Process {
-            pid: std::process::id(),
+            pid: process_id(),
             link: Mutex::new(Link::default()),
             child: OnceLock::new(),
         }
@@ -311,6 +338,17 @@ impl Link {
         if self.held.len() + line.len() > HELD_BYTES {
             return Fate::Dropped(Dropped::Full);
         }
+        // Nearly always nothing is held, and the socket takes the line whole.
+        if self.held.is_empty()
+            && let Some(socket) = &self.socket
+            && let Ok(n) = try_send(socket, line)
+        {
+            if n == line.len() {
+                counts.sent.fetch_add(1, Ordering::Relaxed);
+                return Fate::Sent;
+            }
+            self.begun = n;
+        }
         self.held.extend_from_slice(line);
         match self.settle(places, counts) {
             true if self.held.is_empty() => Fate::Sent,
@@ -341,8 +379,7 @@ impl Link {
             return Ok(());
         };
         while self.begun < self.held.len() {
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            match send(socket.as_raw_fd(), &self.held[self.begun..], flags) {
+            match try_send(socket, &self.held[self.begun..]) {
                 Ok(n) => self.begun += n,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => break,
@@ -388,6 +425,11 @@ impl Link {
         }
         self.socket.is_some()
     }
+}
+
+fn try_send(socket: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    send(socket.as_raw_fd(), bytes, flags)
 }
 
 fn lines(bytes: &[u8]) -> u64 {

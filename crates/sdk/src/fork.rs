@@ -8,6 +8,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
+/// This process' id; 0 until somebody asked.
+static PROCESS_ID: AtomicU32 = AtomicU32::new(0);
+
+/// This process' id. Cost: one load, but for the first time in a process, which is a system call.
+pub fn process_id() -> u32 {
+    match PROCESS_ID.load(Ordering::Relaxed) {
+        0 => {
+            watch();
+            let id = std::process::id();
+            PROCESS_ID.store(id, Ordering::Relaxed);
+            id
+        }
+        id => id,
+    }
+}
 
 /// How many forks lie between this process and the one that first asked.
 ///
@@ -22,9 +37,10 @@ pub(crate) fn watch() {
     WATCH.call_once(|| {
         extern "C" fn in_child() {
             GENERATION.fetch_add(1, Ordering::Relaxed);
+            PROCESS_ID.store(0, Ordering::Relaxed);
         }
         // SAFETY: the handler is a function for as long as the process lives, and does nothing that is unsafe between fork
-        // and exec: one atomic addition. A failure (no memory) leaves forks unseen.
+        // and exec: atomic operations. A failure (no memory) leaves forks unseen.
         unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
     });
 }

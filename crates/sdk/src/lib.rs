@@ -6,3 +6,5 @@ mod fork;
 pub mod memory_sink;
 pub mod run_log;
 pub mod span;
+
+pub use fork::process_id;

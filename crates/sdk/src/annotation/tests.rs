@@ -294,3 +294,38 @@ proptest! {
         prop_assert_eq!(counts.refused + counts.no_agent, 1);
     }
 }
+
+#[test]
+fn a_line_that_is_encoded_already_goes_as_it_is_and_only_if_it_is_one() {
+    let (_folder, path) = place();
+    let writer = Writer::to(&path);
+    assert!(!writer.connect());
+    let agent = UnixListener::bind(&path).unwrap();
+    assert!(writer.connect() && writer.connect());
+    let refused = |why| Fate::Dropped(Dropped::Refused(why));
+    for wrong in ["", "{}", "{}\n{}\n", "{}\n\n", "\n{}"] {
+        assert_eq!(
+            writer.write_encoded(wrong.as_bytes()),
+            refused(Refusal::Syntax)
+        );
+    }
+    let long = format!("{}\n", "x".repeat(MAX_LINE_BYTES));
+    let whole = &long[1..];
+    assert_eq!(
+        writer.write_encoded(long.as_bytes()),
+        refused(Refusal::LineTooLong)
+    );
+    assert_eq!(writer.write_encoded(whole.as_bytes()), Fate::Sent);
+    let counts = writer.counts();
+    assert_eq!((counts.sent, counts.refused, counts.connections), (1, 6, 1));
+    writer.close();
+    assert!(!writer.connect());
+    assert_eq!(
+        writer.write_encoded(b"{}\n"),
+        Fate::Dropped(Dropped::Closed)
+    );
+    let mut got = String::new();
+    let mut stream = agent.accept().unwrap().0;
+    stream.read_to_string(&mut got).unwrap();
+    assert_eq!(got, whole);
+}
