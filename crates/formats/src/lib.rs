@@ -7,6 +7,8 @@
 pub mod annotation;
 #[cfg(feature = "memory")]
 pub mod memory;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 #[cfg(feature = "run-log")]
 pub mod run_log;
 #[cfg(feature = "span-record")]

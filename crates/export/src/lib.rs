@@ -1,0 +1,17 @@
+//! Telemetry going out of a process: OTLP over HTTP (protobuf or JSON) and, with the feature `grpc`, over gRPC.
+//!
+//! [`SpanSender`] is a bounded queue and one background thread that batches, sends, and tries again. Whoever pushes never
+//! waits for a collector: what the queue cannot hold is dropped, and every drop is counted by reason ([`Counts`]) and
+//! told to the collector as well, once it takes something. It works across `fork`: a child starts with a queue, counts and a
+//! thread of its own.
+//!
+//! [`otlp`] is how a request travels, for any signal: configuration by the OpenTelemetry variables, transport, and what a
+//! collector's answer means. It knows nothing of spans.
+//!
+//! Threads and blocking I/O; tokio only for gRPC, on its own thread. No configuration is read behind the caller's back: the
+//! environment comes in as a function.
+
+pub mod otlp;
+mod spans;
+
+pub use spans::{Batching, Counts, DropReason, SpanSender};
