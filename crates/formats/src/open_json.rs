@@ -253,6 +253,12 @@ fn end(out: &mut String, style: Style, depth: usize) {
 /// Appends a quoted string, all but printable ASCII escaped.
 pub(crate) fn write_string(out: &mut String, text: &str) {
     out.push('"');
+    let plain = |b: u8| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\';
+    if text.bytes().all(plain) {
+        out.push_str(text);
+        out.push('"');
+        return;
+    }
     let mut from = 0;
     for (at, c) in text.char_indices() {
         if matches!(c, ' '..='~') && c != '"' && c != '\\' {
