@@ -56,6 +56,8 @@ impl Filler {
             return 0;
         }
         let mut state = self.shared.lock();
+        // Nobody waits while there is something.
+        let was_empty = state.waiting.is_empty();
         let mut taken = 0;
         for annotation in batch.drain(..) {
             let more = bytes(&annotation);
@@ -67,7 +69,9 @@ impl Filler {
             taken += 1;
         }
         drop(state);
-        self.shared.news.notify_one();
+        if was_empty && taken > 0 {
+            self.shared.news.notify_one();
+        }
         taken
     }
 }
