@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from warptrace._native import __version__ as __version__
     from warptrace.annotation import AnnotationCounts as AnnotationCounts
     from warptrace.annotation import AnnotationWriter as AnnotationWriter
+    from warptrace.run_log import RunLog as RunLog
     from warptrace.spans import Event as Event
     from warptrace.spans import Exporter as Exporter
     from warptrace.spans import MemoryExporter as MemoryExporter
@@ -34,6 +35,7 @@ _NAMES: dict[str, str] = {
     "Exporter": "warptrace.spans",
     "MemoryExporter": "warptrace.spans",
     "Recorder": "warptrace.spans",
+    "RunLog": "warptrace.run_log",
     "Span": "warptrace.spans",
     "SpanError": "warptrace.spans",
     "__version__": "warptrace._native",
@@ -43,7 +45,7 @@ _NAMES: dict[str, str] = {
     "shutdown": "warptrace.spans",
     "span": "warptrace.spans",
 }
-_MODULES: frozenset[str] = frozenset({"annotation", "compat", "spans"})
+_MODULES: frozenset[str] = frozenset({"annotation", "compat", "run_log", "spans"})
 
 __all__ = [
     "AnnotationCounts",
@@ -52,6 +54,7 @@ __all__ = [
     "Exporter",
     "MemoryExporter",
     "Recorder",
+    "RunLog",
     "Span",
     "SpanError",
     "__version__",
