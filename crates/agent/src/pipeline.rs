@@ -419,6 +419,7 @@ impl Pipeline {
                     losses,
                     gaps,
                     stacks,
+                    switched,
                 } = *batch;
                 self.records
                     .fetch_add(records.len() as u64, Ordering::Relaxed);
@@ -430,6 +431,7 @@ impl Pipeline {
                 events.extend(names.into_iter().map(Event::ThreadName));
                 events.extend(paths.into_iter().map(|p| Event::FilePath(Box::new(p))));
                 events.extend(losses.into_iter().map(Event::Lost));
+                events.extend(switched.into_iter().map(Event::Capture));
                 let before = events.len();
                 let given = records.len();
                 events.extend(records.iter().filter_map(Event::from_record));

@@ -14,7 +14,7 @@ pub mod proc;
 pub mod symbols;
 mod sys;
 
-use warptrace_model::{FilePath, Gap, Loss, OpCount, ProcessInfo, ThreadName};
+use warptrace_model::{CaptureSwitched, FilePath, Gap, Loss, OpCount, ProcessInfo, ThreadName};
 use warptrace_record::Record;
 
 use crate::symbols::UserStack;
@@ -35,6 +35,8 @@ pub struct Batch {
     pub gaps: Vec<Gap>,
     /// User stacks that records name.
     pub stacks: Vec<UserStack>,
+    /// In order.
+    pub switched: Vec<CaptureSwitched>,
 }
 
 impl Batch {
@@ -48,6 +50,7 @@ impl Batch {
             losses,
             gaps,
             stacks,
+            switched,
         } = self;
         records.is_empty()
             && counts.is_empty()
@@ -57,6 +60,7 @@ impl Batch {
             && losses.is_empty()
             && gaps.is_empty()
             && stacks.is_empty()
+            && switched.is_empty()
     }
 
     pub fn clear(&mut self) {
@@ -69,6 +73,7 @@ impl Batch {
             losses,
             gaps,
             stacks,
+            switched,
         } = self;
         records.clear();
         counts.clear();
@@ -78,6 +83,7 @@ impl Batch {
         losses.clear();
         gaps.clear();
         stacks.clear();
+        switched.clear();
     }
 }
 

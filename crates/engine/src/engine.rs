@@ -134,6 +134,7 @@ impl Engine {
         let cutoff = now.0.saturating_sub(self.rules.merge_window_nanos);
         self.take_up_to(cutoff);
         self.run_due(cutoff);
+        self.world.paused.lasted(cutoff, false);
     }
 
     /// The recording ends: judges everything, ends incidents, and tells what was always slow and how the start was.
@@ -141,6 +142,7 @@ impl Engine {
         let end = self.order.last().map_or(end, |last| last.max(end));
         self.take_up_to(end.0);
         self.run_due(end.0);
+        self.world.paused.lasted(end.0, true);
         while let Some((_, c)) = self.closed.pop_front() {
             self.measure(&c);
         }
@@ -174,6 +176,14 @@ impl Engine {
                 });
             }
         };
+        let paused = self.world.paused.tell();
+        if paused > 0 {
+            self.gap(
+                GapCode::CapturePaused,
+                "capture was switched off: ms in all",
+                paused,
+            );
+        }
         let late = std::mem::take(&mut self.late);
         let evicted = self.evicted() - self.told_evicted;
         self.told_evicted += evicted;
@@ -378,7 +388,7 @@ impl Engine {
     fn take(&mut self, at: u64, event: &Event) {
         if event.end().is_some()
             && self.began.is_none()
-            && !matches!(event, Event::Lost(_) | Event::Counts(_))
+            && !matches!(event, Event::Lost(_) | Event::Counts(_) | Event::Capture(_))
         {
             self.began = Some(at);
             self.next_tick = at + TICK_NANOS;
@@ -443,6 +453,7 @@ impl Engine {
             }
             Event::Gpu(g) => self.world.sample((**g).clone()),
             Event::Annotation(a) => self.annotation(at, a),
+            Event::Capture(c) => self.world.paused.switched(c.at.0, c.on),
             Event::Lost(l) => {
                 let what = format!("{}: {}", l.source, l.reason.name());
                 *self.gaps.entry((GapCode::RecordsLost, what)).or_default() += l.count;
@@ -496,6 +507,11 @@ impl Engine {
                     "the process was stopped or frozen in them",
                     1,
                 );
+                return;
+            }
+            Err(LeftOut::Paused) => {
+                let what = "capture was switched off in a part of them";
+                self.gap(GapCode::UnitsLeftOut, what, 1);
                 return;
             }
             Err(LeftOut::Idle | LeftOut::Gone) => return,

@@ -30,6 +30,7 @@ mod labels;
 pub mod memory;
 mod order;
 mod partition;
+mod paused;
 mod profile;
 mod rules;
 mod stats;

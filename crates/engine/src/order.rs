@@ -36,6 +36,8 @@ impl MergeBuffer {
             Event::ThreadName(_) | Event::FilePath(_) => 0,
             // A loss matters from its begin on: the record that ended it may come long after.
             Event::Lost(l) => l.window.map_or(0, |w| w.start.0),
+            // However late one hears of it, units in it are not judged.
+            Event::Capture(c) => c.at.0,
             // Counts are sums: they stay exact whenever they come.
             Event::Counts(c) => c.window.end.0,
             other => {
@@ -107,6 +109,7 @@ fn rank(e: &Event) -> (u8, Thread, u64, u64, u64) {
             l.count,
             l.pid.map_or(0, |p| u64::from(p.0)),
         ),
+        Event::Capture(c) => (3, none, u64::MAX, u64::from(c.on), 0),
         Event::Process(p) => match *p {
             ProcessEvent::Born { parent, child, .. } => (4, parent, 0, u64::from(child.0), 0),
             ProcessEvent::ThreadBorn { parent, child, .. } => (4, parent, 1, u64::from(child.0), 0),

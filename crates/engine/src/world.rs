@@ -12,6 +12,7 @@ use warptrace_model::{
 
 use crate::capped::{Capped, QuickMap};
 use crate::cold_start::ColdStart;
+use crate::paused::Paused;
 use crate::thresholds::{Caps, Rules};
 use crate::units::named::Named;
 use crate::units::work::Work;
@@ -297,6 +298,7 @@ pub(crate) struct World {
     pub(crate) io: VecDeque<BlockIo>,
     pub(crate) io_seen: bool,
     pub(crate) losses: VecDeque<(Window, Option<Pid>)>,
+    pub(crate) paused: Paused,
     pub(crate) gpus: QuickMap<u16, Gpu>,
     pub(crate) names: Capped<Thread, Box<str>>,
     pub(crate) files: Capped<(Pid, i32), Box<str>>,
@@ -316,6 +318,7 @@ impl World {
             io: VecDeque::new(),
             io_seen: false,
             losses: VecDeque::new(),
+            paused: Paused::default(),
             gpus: QuickMap::default(),
             names: Capped::new(caps.names),
             files: Capped::new(caps.files),
@@ -600,6 +603,7 @@ impl World {
         while self.losses.front().is_some_and(|(w, _)| w.end.0 <= before) {
             self.losses.pop_front();
         }
+        self.paused.prune(before);
         for p in self.processes.values_mut() {
             p.named.prune(before, now);
             for a in &mut p.activity {

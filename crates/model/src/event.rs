@@ -27,7 +27,16 @@ pub enum Event {
     System(Box<SystemSample>),
     Gpu(Box<GpuSample>),
     Annotation(Box<Annotation>),
+    Capture(CaptureSwitched),
     Lost(Loss),
+}
+
+/// Capture was switched on or off. What is not seen while it is off did not fail to happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaptureSwitched {
+    /// Calls that begin after this are recorded, or those before it were.
+    pub at: BootNanos,
+    pub on: bool,
 }
 
 /// A traced call that returned.
@@ -614,6 +623,7 @@ impl Event {
             Event::System(e) => e.at,
             Event::Gpu(e) => e.at,
             Event::Annotation(e) => e.at,
+            Event::Capture(e) => e.at,
             Event::Lost(e) => e.window?.end,
             Event::Counts(e) => e.window.end,
             Event::ThreadName(_) | Event::ProcessInfo(_) | Event::FilePath(_) => return None,

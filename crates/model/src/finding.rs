@@ -272,10 +272,12 @@ pub enum GapCode {
     NoBlockIo,
     /// What an imported trace does not say.
     NotRecorded,
+    /// Capture was switched off for a time; the count is ms.
+    CapturePaused,
 }
 
 impl GapCode {
-    pub const ALL: [GapCode; 13] = [
+    pub const ALL: [GapCode; 14] = [
         GapCode::NoSchedulerRecords,
         GapCode::AttachedLate,
         GapCode::ProbeMissing,
@@ -289,6 +291,7 @@ impl GapCode {
         GapCode::Evicted,
         GapCode::NoBlockIo,
         GapCode::NotRecorded,
+        GapCode::CapturePaused,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -306,6 +309,7 @@ impl GapCode {
             GapCode::Evicted => "evicted",
             GapCode::NoBlockIo => "no_block_io",
             GapCode::NotRecorded => "not_recorded",
+            GapCode::CapturePaused => "capture_paused",
         }
     }
 

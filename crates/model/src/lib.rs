@@ -20,9 +20,9 @@ mod value;
 
 pub use annotation::{Annotation, LabelError, Labels, Sender};
 pub use event::{
-    BlockIo, Call, CallFlags, Event, FilePath, FileType, GpuSample, IoKind, Loss, LossReason,
-    OffCpu, ProcessEvent, ProcessInfo, Reclaim, Retransmit, Slice, Stretch, SystemSample,
-    ThreadName, Wake, Waker,
+    BlockIo, Call, CallFlags, CaptureSwitched, Event, FilePath, FileType, GpuSample, IoKind, Loss,
+    LossReason, OffCpu, ProcessEvent, ProcessInfo, Reclaim, Retransmit, Slice, Stretch,
+    SystemSample, ThreadName, Wake, Waker,
 };
 pub use finding::{
     Blame, Cause, Evidence, Finding, FindingId, FindingKind, Gap, GapCode, Place, Severity,

@@ -79,6 +79,8 @@ const JUMP: u64 = 0;
 const RECORD_QUICKLY: u64 = 1;
 const RECORD: u64 = 2;
 const REWRITE: u64 = 3;
+/// Begun while recording was paused: only the device that it makes current is of interest.
+const FOLLOW: u64 = 4;
 
 /// What the hot path needs of a row of the op table, in one cache line.
 #[repr(align(64))]
@@ -232,12 +234,16 @@ fn enter_quickly(frame: &mut Frame, stub: usize) -> usize {
         bind::real(stub)
     };
     let generation = process::generation();
-    if generation == 0 {
+    // SAFETY: a row other than `LOOKUP` is one of the op table.
+    let op = unsafe { ROWS.get_unchecked(row as usize) };
+    if !process::records(generation) {
+        // While it is paused, the device is still followed.
+        if generation != 0 && op.change != Change::Nothing {
+            return 0;
+        }
         frame.then = JUMP;
         return real;
     }
-    // SAFETY: a row other than `LOOKUP` is one of the op table.
-    let op = unsafe { ROWS.get_unchecked(row as usize) };
     if !op.quick || real == 0 {
         return 0;
     }
@@ -318,8 +324,12 @@ fn enter_carefully(frame: &mut Frame, stub: usize) -> usize {
     if real == 0 {
         return bind::unresolved as *const () as usize;
     }
-    if let Some(thread) = Thread::current() {
-        begin(thread, frame, &ROWS[row as usize]);
+    let op = &ROWS[row as usize];
+    // At a thread's first call it is not known before whether the recording is paused.
+    if let Some(thread) = Thread::current()
+        && (process::records(process::generation()) || op.change != Change::Nothing)
+    {
+        begin(thread, frame, op);
     }
     real
 }
@@ -374,12 +384,13 @@ fn begin(thread: &Thread, frame: &mut Frame, op: &'static Row) {
         if op.looks {
             look(frame, op);
         }
-        if state.depth == 0 && op.waits {
+        if state.depth == 0 && op.waits && records() {
             let now = state.now();
             stretch_at(state, now, stretch::MIN_NANOS);
         }
         let clock = state.clock();
-        open(thread, state, frame, op, RECORD, || clock.now());
+        let then = if records() { RECORD } else { FOLLOW };
+        open(thread, state, frame, op, then, || clock.now());
     }
     give_back(thread);
 }
@@ -481,7 +492,9 @@ fn end(thread: &Thread, frame: &mut Frame, result: i32) {
                 frame.slots[k] = after(result, frame.argument(n));
             }
         }
-        if level == 0 {
+        if frame.then == FOLLOW {
+            // Nothing is recorded of it.
+        } else if level == 0 {
             push(state, frame, op, 0, ticks, result);
             state.count(op.row, nanos);
             if op.waits {
@@ -527,8 +540,20 @@ fn abandon(state: &mut State) {
     state.ring.abandoned();
 }
 
+/// Whether calls are recorded now.
+fn records() -> bool {
+    process::records(process::generation())
+}
+
 /// Ends the thread's stretch at `now`, unless it is younger than `min` ns.
 fn stretch_at(state: &mut State, now: u64, min: u64) {
+    // What was between two recordings is no stretch of either.
+    let generation = process::generation();
+    if state.stretched != generation {
+        state.stretched = generation;
+        let _ = state.stretches.end(now, state.pid, state.tid);
+        return;
+    }
     let age = state.stretches.age(now);
     if age != u64::MAX && state.nanos(age) < min {
         return;

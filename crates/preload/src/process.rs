@@ -115,15 +115,23 @@ const USELESS: u32 = 3;
 static PAGE: AtomicPtr<Page> = AtomicPtr::new(core::ptr::null_mut());
 static CONTROL: AtomicPtr<Control> = AtomicPtr::new(core::ptr::null_mut());
 static OFF: AtomicU32 = AtomicU32::new(0);
-static UNKNOWN: AtomicU32 = AtomicU32::new(u32::MAX);
+static UNKNOWN: AtomicU32 = AtomicU32::new(control::PAUSED - 1);
 /// Where the recording's generation stands: in the control page, once that is known.
 static GENERATION: AtomicPtr<AtomicU32> = AtomicPtr::new((&raw const UNKNOWN).cast_mut());
 
-/// The recording: 0 when nothing is to be recorded, which is known without looking further.
+/// The recording: 0 when nothing is to be recorded, which is known without looking further; with [`control::PAUSED`] when nothing is
+/// now. Until the control page is known, a value that is neither.
 #[inline(always)]
 pub(crate) fn generation() -> u32 {
     // SAFETY: points to a static, or into the control page, which is never unmapped.
     unsafe { &*GENERATION.load(Ordering::Relaxed) }.load(Ordering::Relaxed)
+}
+
+/// Whether calls of `generation` are recorded.
+#[inline(always)]
+pub(crate) fn records(generation: u32) -> bool {
+    // One comparison: 0 becomes the greatest number.
+    generation.wrapping_sub(1) < control::PAUSED - 1
 }
 
 fn look_for_generation_at(place: &'static AtomicU32) {

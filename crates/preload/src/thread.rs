@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) outermost: u8,
     pub(crate) device: Current,
     pub(crate) stretches: Stretches,
+    /// The recording that the stretches are of.
+    pub(crate) stretched: u32,
     counters: [CounterState; OPS.len()],
     clock: Clock,
     mapping: (usize, usize),
@@ -148,7 +150,7 @@ impl State {
 impl Thread {
     /// The calling thread, if it is recorded now.
     pub(crate) fn current() -> Option<&'static Thread> {
-        let generation = process::generation();
+        let generation = process::generation() & !control::PAUSED;
         if generation == 0 {
             return None;
         }
@@ -208,7 +210,7 @@ fn find_unless_refused(word: usize) -> (usize, Option<&'static Thread>) {
     let Some(process) = process::ready(forget_parents_threads) else {
         return (word, None);
     };
-    let generation = process::generation();
+    let generation = process::generation() & !control::PAUSED;
     let refused = refusal(process.pid(), generation);
     if generation == 0 || word == refused {
         return (word, None);
@@ -395,6 +397,7 @@ fn make_state(process: Process, tid: u32) -> Result<State, Refused> {
         outermost: 0,
         device: Current::new(),
         stretches,
+        stretched: process::generation(),
         counters: [CounterState::Unknown; OPS.len()],
         clock,
         mapping,

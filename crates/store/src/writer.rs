@@ -336,6 +336,8 @@ impl SessionWriter {
                 let window = Some(Window::at(e.at, 0));
                 self.push(|t| &mut t.annotations, AnnotationRow::from(&**e), window);
             }
+            // What it means for the answers is the engine's gap.
+            Event::Capture(_) => {}
             Event::Lost(loss) if loss.source == STORE => {}
             Event::Lost(loss) => self.lost(loss),
         }

@@ -19,6 +19,7 @@ use warptrace_record::ring::control::{self, Control};
 
 use super::PreloadOptions;
 use super::clock::TickClock;
+use super::switch;
 use crate::SourceError;
 
 /// Beginning of the names of all directories of rings.
@@ -47,11 +48,12 @@ pub(super) struct JobCounters {
 }
 
 impl Directory {
+    /// The directory, and its control page once more.
     pub(super) fn create(
         options: &PreloadOptions,
         op_slots: u32,
         clock: &TickClock,
-    ) -> Result<Directory, SourceError> {
+    ) -> Result<(Directory, File), SourceError> {
         let refused = |what: String, source| SourceError::Refused {
             what,
             source: Some(source),
@@ -92,7 +94,10 @@ impl Directory {
                 offset_of!(Control, recorder_pid),
                 &std::process::id().to_le_bytes(),
             ),
-            (offset_of!(Control, generation), &1u32.to_le_bytes()),
+            (
+                offset_of!(Control, generation),
+                &switch::first(options.paused).to_le_bytes(),
+            ),
         ]);
         let make = || {
             let hidden = path.join("control.new");
@@ -105,14 +110,18 @@ impl Directory {
             control.lock()?;
             control.write_all(&page)?;
             std::fs::rename(&hidden, path.join(control::FILE))?;
-            Ok(control)
+            let again = control.try_clone()?;
+            Ok((control, again))
         };
         match make() {
-            Ok(control) => Ok(Directory {
-                path,
-                control,
-                returned: 0,
-            }),
+            Ok((control, again)) => {
+                let directory = Directory {
+                    path,
+                    control,
+                    returned: 0,
+                };
+                Ok((directory, again))
+            }
             Err(e) => {
                 let _ = std::fs::remove_dir_all(&path);
                 Err(refused(
@@ -280,7 +289,7 @@ mod tests {
         let mut options = PreloadOptions::new("/nowhere.so");
         options.shared_memory = place.into();
         let clock = TickClock::start(Some(Clock::BootNanos));
-        Directory::create(&options, 96, &clock).unwrap()
+        Directory::create(&options, 96, &clock).unwrap().0
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod directory;
 mod identity;
 mod quota;
 mod support;
+mod switch;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -38,6 +39,7 @@ use identity::Identity;
 use quota::{Charged, Quotas};
 
 pub use support::{Mechanism, PreloadUnsupported, mechanism, preload_support};
+pub use switch::Switch;
 
 /// How the job is to be recorded.
 #[derive(Debug, Clone)]
@@ -52,6 +54,8 @@ pub struct PreloadOptions {
     pub budget: Option<u64>,
     /// The clock of the rings; `None`: the CPU's counter where the kernel keeps time by it, else CLOCK_BOOTTIME.
     pub clock: Option<Clock>,
+    /// Nothing is recorded until [`Switch::set`] says so.
+    pub paused: bool,
 }
 
 impl PreloadOptions {
@@ -62,6 +66,7 @@ impl PreloadOptions {
             capacity: 8192,
             budget: None,
             clock: None,
+            paused: false,
         }
     }
 }
@@ -88,6 +93,7 @@ pub struct Preload {
     listed: u64,
     unopened: bool,
     reported: directory::JobCounters,
+    switch: Switch,
     started: bool,
     stopped: bool,
 }
@@ -127,8 +133,9 @@ impl Preload {
     /// [`SourceError`] when no directory can be made, or an option is out of range.
     pub fn start(options: &PreloadOptions) -> Result<Preload, SourceError> {
         let clock = TickClock::start(options.clock);
-        let directory = Directory::create(options, OP_SLOTS, &clock)?;
+        let (directory, control) = Directory::create(options, OP_SLOTS, &clock)?;
         Ok(Preload {
+            switch: Switch::new(control, options.paused),
             library: options.library.clone(),
             directory,
             clock,
@@ -143,6 +150,11 @@ impl Preload {
             started: false,
             stopped: false,
         })
+    }
+
+    /// Switches recording on and off in every process of the job.
+    pub fn switch(&self) -> Switch {
+        self.switch.clone()
     }
 
     /// Where the rings are.
@@ -467,6 +479,7 @@ impl Source for Preload {
                 count: 1,
             });
         }
+        self.switch.take_changes(&mut out.switched);
         let now = boot_now();
         let slow = self.stopped || now.since(self.slow_at) >= SLOW_NANOS;
         self.find_rings(out);
@@ -533,6 +546,7 @@ impl Source for Preload {
 
     /// Switches recording off in every process. The rings stay until the value is dropped.
     fn stop(&mut self) {
+        self.switch.end();
         self.directory.switch_off();
         self.stopped = true;
     }

@@ -4,5 +4,6 @@ mod calls;
 mod guest;
 mod lab;
 mod lives;
+mod paused;
 mod python;
 mod reach;

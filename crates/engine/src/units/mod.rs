@@ -114,6 +114,8 @@ pub(crate) enum LeftOut {
     Idle,
     /// Its process is gone, and with it its records.
     Gone,
+    /// Capture was switched off in it.
+    Paused,
 }
 
 /// What a measurement could not know.
@@ -131,6 +133,9 @@ pub(crate) fn measure(
     c: &Closed,
     scratch: &mut Partition,
 ) -> Result<(Measured, Unknowns), LeftOut> {
+    if world.paused.is_in(c.window) {
+        return Err(LeftOut::Paused);
+    }
     partition::partition(world, rules, c.lead, c.window, scratch);
     if scratch.stopped {
         return Err(LeftOut::Stopped);

@@ -34,6 +34,9 @@ pub enum Clock {
 /// See [`Control::mult`]. Fixed, so that shifting is one instruction.
 pub const SHIFT: u32 = 32;
 
+/// Set in [`Control::generation`]: nothing is recorded, but which device is current is followed, so that it is known afterwards.
+pub const PAUSED: u32 = 1 << 31;
+
 /// The page. Plain fields are written before the file has its final name; atomic ones change while jobs run.
 #[derive(Debug)]
 #[repr(C)]
@@ -52,7 +55,7 @@ pub struct Control {
     pub budget: u64,
     /// The recorder, as it sees itself.
     pub recorder_pid: u32,
-    /// Not 0 while the recorder records; another value each time it starts to.
+    /// Not 0 while the recorder records; another value each time it starts to. With [`PAUSED`] it will, and does not now.
     pub generation: AtomicU32,
     /// Start time of the recorder, clock ticks since boot.
     pub recorder_start_ticks: u64,

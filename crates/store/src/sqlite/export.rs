@@ -451,6 +451,7 @@ impl<'a> Export<'a> {
             Event::Gpu(_) => "a sample of a device",
             Event::FilePath(_) => "a path of a file",
             Event::Lost(_) => "a loss, and how many it was",
+            Event::Capture(_) => "that capture was switched on or off",
             Event::ThreadName(_) | Event::ProcessInfo(_) => return Ok(()),
             #[allow(unreachable_patterns, reason = "what came to the model later")]
             _ => "what came after this shape",
