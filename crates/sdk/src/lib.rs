@@ -2,9 +2,11 @@
 //! They never block it, never panic, and count what they drop.
 
 pub mod annotation;
+pub mod exporter;
 mod fork;
 pub mod memory_sink;
 pub mod run_log;
 pub mod span;
+pub mod training;
 
-pub use fork::process_id;
+pub use fork::{process_id, thread_id};

@@ -44,6 +44,8 @@ struct Inner {
     place: AtomicU32,
     /// In which process it was started; see [`Span::live`].
     generation: u32,
+    /// In which thread it was started.
+    thread: u32,
     live: Mutex<Live>,
     attached: OnceLock<Box<dyn Any + Send + Sync>>,
 }
@@ -90,6 +92,7 @@ impl Span {
             active: AtomicBool::new(true),
             place: AtomicU32::new(u32::MAX),
             generation: fork::generation(),
+            thread: fork::thread_id(),
             live: Mutex::default(),
             attached: OnceLock::new(),
         }))
@@ -117,6 +120,28 @@ impl Span {
             Parent::Span(parent) => Some(parent),
             _ => None,
         }
+    }
+
+    /// What it is a part of, be it another library's.
+    pub fn parent_link(&self) -> &Parent {
+        &self.0.parent
+    }
+
+    /// The thread that started it, as the operating system counts them.
+    pub fn thread_id(&self) -> u32 {
+        self.0.thread
+    }
+
+    /// When it ended, ns since the Unix epoch: as long after its start as the monotonic clock says. `None` while it is active.
+    pub fn end_unix_nanos(&self) -> Option<i64> {
+        let live = self.live()?;
+        Some(self.end_nanos(live.stop.as_ref()?))
+    }
+
+    fn end_nanos(&self, stop: &Stop) -> i64 {
+        let start = self.0.start.at();
+        let nanos = stop.event.at().secs_since(start) * 1e9;
+        start.unix_nanos().saturating_add(nanos.round() as i64)
     }
 
     pub fn is_active(&self) -> bool {
@@ -279,13 +304,8 @@ impl Span {
             },
             name: self.name().into(),
             start: start.unix(),
-            // As long after its start as the monotonic clock says.
-            end: stop.map(|s| {
-                let nanos = s.event.at().secs_since(start) * 1e9;
-                warptrace_model::UnixNanos(
-                    start.unix().0.saturating_add_signed(nanos.round() as i64),
-                )
-            }),
+            end: stop
+                .map(|s| warptrace_model::UnixNanos(self.end_nanos(s).try_into().unwrap_or(0))),
             attributes,
             events: live.as_ref().map_or_else(Vec::new, |live| {
                 live.events.iter().map(|e| e.record()).collect()

@@ -1,0 +1,16 @@
+//! Where spans go: files, logs, a terminal, the agent, a run log.
+//!
+//! Each is a [`span::Exporter`](crate::span::Exporter), to be given to a recorder, which calls it from a thread of its own
+//! ([`Builder::exporter`](crate::span::Builder::exporter)) or from the program's
+//! ([`Builder::direct_exporter`](crate::span::Builder::direct_exporter)). What an exporter took and could not bring out is counted
+//! ([`Exporter::dropped`](crate::span::Exporter::dropped)).
+
+mod file;
+mod log_lines;
+mod records;
+mod tee;
+
+pub use file::{Existing, JsonlFile, Rotation};
+pub use log_lines::LogLines;
+pub use tee::{Discard, Tee};
+pub use warptrace_formats::span_record::Keys;
