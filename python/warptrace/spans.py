@@ -9,8 +9,8 @@ True
 >>> [s["name"] for s in kept.finished()]
 ['train.step']
 
-Recording never waits for an exporter and never raises, unless a recorder is asked to (``on_error="raise"``). Without a recorder,
-everything here does nothing.
+Recording never waits for an exporter and never raises, unless a recorder is asked to (``on_error="raise"``).
+Without a recorder, everything here does nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -32,6 +31,7 @@ from warptrace._native import (
     Span,
     SpanCounts,
     SpanError,
+    close_recorders,
     event,
     global_recorder,
     set_global_recorder,
@@ -61,7 +61,8 @@ __all__ = [
 EXIT_TIMEOUT_SECS = 5.0
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_at_exit: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+atexit.register(close_recorders, EXIT_TIMEOUT_SECS)
 
 
 def configure(
@@ -76,8 +77,9 @@ def configure(
 ) -> Recorder:
     """Makes the process's own recorder, which `span` and `event` use, and closes the one before it.
 
-    `include`, `exclude`: names of the spans that are exported, or are not. `direct`: exporters are called in the thread that records.
-    `enabled=False`, for ranks that do not report, makes every call a branch. It is closed when the program ends.
+    `include`, `exclude`: names of the spans that are exported, or are not. `direct`: exporters are called in the thread
+    that records. `enabled=False`, for ranks that do not report, makes every call a branch. It is closed when the
+    program ends.
     """
     recorder = Recorder(
         list(exporters),
@@ -92,7 +94,6 @@ def configure(
     set_global_recorder(recorder)
     if before is not None:
         before.close(timeout_secs=EXIT_TIMEOUT_SECS)
-    _close_at_exit(recorder)
     return recorder
 
 
@@ -108,18 +109,6 @@ def current_span() -> Span | None:
     """The latest span of this context that is active, of the process's own recorder."""
     recorder = global_recorder()
     return None if recorder is None else recorder.current_span()
-
-
-def _close_at_exit(recorder: Recorder) -> None:
-    if not _at_exit:
-        atexit.register(_close_all)
-    _at_exit.add(recorder)
-
-
-def _close_all() -> None:
-    for recorder in list(_at_exit):
-        if not recorder.closed:
-            recorder.close(timeout_secs=EXIT_TIMEOUT_SECS)
 
 
 def _decorate(function: _F, name: str, attributes: Mapping[str, Any] | None, recorder: Recorder | None = None) -> _F:

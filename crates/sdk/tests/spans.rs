@@ -86,7 +86,7 @@ fn what_is_recorded_before_a_flush_is_out_after_it_whatever_comes_meanwhile() {
     let (memory, recorder) = kept();
     for round in 1..=50 {
         for _ in 0..100 {
-            recorder.span("s");
+            drop(recorder.span("s"));
         }
         assert!(recorder.flush(PATIENCE));
         assert_eq!(memory.finished().len(), round * 100);
@@ -129,7 +129,7 @@ impl Failing {
         self.calls.lock().unwrap().push(call);
         let left = self
             .failures
-            .try_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         match left {
             Ok(_) => Err(ExportError::new("injected failure")),
             Err(_) => Ok(()),
@@ -176,12 +176,12 @@ fn a_failing_exporter_is_told_once_and_left_out_after_five_failures_in_a_row() {
         .direct_exporter("failing", Box::new(failing.clone()))
         .build()
         .unwrap();
-    recorder.span("a");
-    recorder.span("b");
+    drop(recorder.span("a"));
+    drop(recorder.span("b"));
     assert!(!recorder.counts().exporters[0].disabled);
     failing.failures.store(u32::MAX, Ordering::SeqCst);
     for _ in 0..4 {
-        recorder.span("c");
+        drop(recorder.span("c"));
     }
     assert!(recorder.counts().exporters[0].disabled);
     recorder.close(PATIENCE).unwrap();
@@ -200,7 +200,7 @@ struct Recursive(Arc<std::sync::OnceLock<Recorder>>);
 impl Exporter for Recursive {
     fn start(&self, _: &Span) -> Result<(), ExportError> {
         if let Some(recorder) = self.0.get() {
-            recorder.span("from within");
+            drop(recorder.span("from within"));
         }
         Ok(())
     }
@@ -233,8 +233,8 @@ fn an_exporter_that_records_or_panics_harms_nobody() {
         };
         let recorder = recorder.build().unwrap();
         let _ = place.set(recorder.clone());
-        recorder.span("a");
-        recorder.span("b");
+        drop(recorder.span("a"));
+        drop(recorder.span("b"));
         assert!(recorder.flush(PATIENCE));
         recorder.close(PATIENCE).unwrap();
         let counts = recorder.counts();
@@ -277,7 +277,7 @@ fn a_full_queue_drops_what_is_new_counts_it_and_says_so_once() {
         .unwrap();
     let held = stuck.0.lock().unwrap();
     for _ in 0..100 {
-        recorder.span("s");
+        drop(recorder.span("s"));
     }
     assert!(!recorder.flush(Duration::from_millis(1)));
     drop(held);
@@ -337,7 +337,7 @@ fn spans_that_are_filtered_out_still_are_parents() {
         .build()
         .unwrap();
     let step = recorder.span("step");
-    recorder.span("inner");
+    drop(recorder.span("inner"));
     let id = step.span().unwrap().id().otlp();
     drop(step);
     assert!(recorder.flush(PATIENCE));
@@ -366,7 +366,7 @@ fn a_future_has_its_span_wherever_it_is_polled() {
         let inner = recorder.clone();
         recorder.instrument(Start::named(name), async move {
             Yield(false).await;
-            inner.span(format!("in {name}"));
+            drop(inner.span(format!("in {name}")));
         })
     };
     let mut a = Box::pin(task("a"));
@@ -404,7 +404,7 @@ fn a_span_that_was_stopped_elsewhere_is_nobodys_parent() {
     std::thread::scope(|scope| {
         scope.spawn(|| recorder.stop(&inner, Default::default()));
     });
-    recorder.span("next");
+    drop(recorder.span("next"));
     recorder.stop(&outer, Default::default()).unwrap();
     assert!(recorder.flush(PATIENCE));
     let spans = memory.finished();

@@ -128,6 +128,19 @@ impl Event {
         self.own.get(attribute::ERROR_MESSAGE)?.as_str()
     }
 
+    /// What an error says in one line: the exception behind it if there is one, else its message.
+    pub fn error_text(&self) -> Option<Box<str>> {
+        let text = |name| self.own.get(name).and_then(Value::as_str);
+        match (
+            text(attribute::EXCEPTION_TYPE),
+            text(attribute::EXCEPTION_MESSAGE),
+        ) {
+            (Some(kind), Some("") | None) => Some(kind.into()),
+            (Some(kind), Some(message)) => Some(format!("{kind}: {message}").into()),
+            (None, _) => text(attribute::ERROR_MESSAGE).map(Into::into),
+        }
+    }
+
     /// As OTLP carries it.
     pub fn record(&self) -> SpanEvent {
         SpanEvent {

@@ -1,20 +1,34 @@
 //! Keeps what it is given: for tests, and for programs that look at their own spans.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use warptrace_model::SpanRecord;
 
 use super::{Event, ExportError, Exporter, Span};
+use crate::fork::{ForkMutex, Inherit};
 
 /// Keeps finished spans, at most [`MemoryExporter::LIMIT`] of them. Clones share what is kept.
-#[derive(Debug, Clone, Default)]
-pub struct MemoryExporter(Arc<Mutex<Kept>>);
+#[derive(Debug, Clone)]
+pub struct MemoryExporter(Arc<ForkMutex<Kept>>);
 
 #[derive(Debug, Default)]
 struct Kept {
     finished: Vec<SpanRecord>,
     dropped: u64,
+}
+
+impl Inherit for Kept {
+    /// A child keeps its own.
+    fn inherit(_: Option<&mut Kept>) -> Kept {
+        Kept::default()
+    }
+}
+
+impl Default for MemoryExporter {
+    fn default() -> MemoryExporter {
+        MemoryExporter(Arc::new(ForkMutex::new(Kept::default())))
+    }
 }
 
 impl MemoryExporter {
@@ -25,8 +39,8 @@ impl MemoryExporter {
         self.kept().finished.clone()
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock()
     }
 }
 

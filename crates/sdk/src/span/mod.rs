@@ -51,7 +51,7 @@ pub use exporter::{ExportError, Exporter, FailureLimit};
 pub use memory::MemoryExporter;
 pub use queue::QUEUE_ITEMS;
 pub use recorder::{
-    Builder, Counts, End, ExporterCounts, Filter, Recorder, Rules, Start, Strategy,
+    Builder, Counts, End, ExporterCounts, Filter, Recorder, Rules, Start, Strategy, WeakRecorder,
 };
 pub use scope::{InSpan, Scope, global, install};
 pub use span::{EVENTS_KEPT, Parent, Span};

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::exporter::{Item, Outlet};
+use super::exporter::{Item, Outlet, exporting};
 use super::{Clock, ExportError};
 use crate::fork::{ForkMutex, Inherit};
 
@@ -19,6 +19,9 @@ pub const QUEUE_ITEMS: usize = 1 << 16;
 const NAP: Duration = Duration::from_millis(5);
 /// Naps in a row before it sleeps until it is woken.
 const NAPS: u32 = 100;
+
+/// What an exporter is given to close when nobody waits for it.
+const ALONE: Duration = Duration::from_secs(5);
 
 pub(super) struct Queue {
     shared: Arc<Shared>,
@@ -40,6 +43,8 @@ struct State {
     asleep: bool,
     closing: bool,
     closed: bool,
+    /// Nobody waits for the end, so the thread closes the exporter.
+    alone: bool,
     /// How many asked for a flush, and how many times all was brought out since.
     flushes_wanted: u64,
     flushes_done: u64,
@@ -165,6 +170,22 @@ impl Queue {
     }
 }
 
+impl Queue {
+    /// Lets the thread bring out what there is and close the exporter, whenever that is done.
+    pub(super) fn close_later(&self) {
+        let mut state = self.shared.state.lock();
+        state.closing = true;
+        if !state.running {
+            drop(state);
+            self.shared.close_exporter();
+            return;
+        }
+        state.alone = true;
+        state.asleep = false;
+        state.bells.work.notify_one();
+    }
+}
+
 impl Shared {
     fn run(&self) {
         let mut batch = VecDeque::new();
@@ -179,6 +200,10 @@ impl Shared {
                     state.closed = true;
                     state.running = false;
                     state.bells.done.notify_all();
+                    if state.alone {
+                        drop(state);
+                        self.close_exporter();
+                    }
                     return;
                 }
                 let bells = Arc::clone(&state.bells);
@@ -212,8 +237,14 @@ impl Shared {
         }
     }
 
+    fn close_exporter(&self) {
+        if let Err(e) = exporting(|| self.outlet.exporter.close(ALONE)) {
+            tracing::error!(exporter = &*self.outlet.name, "closing failed: {e}");
+        }
+    }
+
     fn flush_exporter(&self) {
-        if let Err(e) = self.outlet.exporter.flush(Duration::ZERO) {
+        if let Err(e) = exporting(|| self.outlet.exporter.flush(Duration::ZERO)) {
             self.outlet.failed(&e, || self.clock.now());
         }
     }

@@ -2,16 +2,16 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::exporter::{Item, Outlet, exporting, is_exporting};
 use super::queue::{QUEUE_ITEMS, Queue};
 use super::span::{Beginning, Parent};
 use super::{
-    Attributes, Clock, Current, Error, Event, Exception, ExportError, Exporter, FailureLimit, Span,
-    SystemClock, ThreadCurrent, Timestamp, id,
+    Attributes, Clock, Current, Error, Event, Exception, Exporter, FailureLimit, Span, SystemClock,
+    ThreadCurrent, Timestamp, id,
 };
 use crate::fork::{ForkMutex, Inherit};
 
@@ -56,7 +56,13 @@ pub trait Rules: Send + Sync {
     /// When it may not.
     fn may_start(&self, recorder: &Recorder, name: &str) -> Result<(), Error>;
 
-    /// A span is about to be stopped; what is wrong with that, which is recorded as an error in the span, if anything.
+    /// A span that was allowed has been started. Called before an exporter hears of it.
+    fn started(&self, span: &Span) {
+        let _ = span;
+    }
+
+    /// A span is about to be stopped; what is wrong with that, which is recorded as an error in the span, if anything. Also
+    /// called for a span that is not open any more.
     fn stopping(&self, span: &Span, at: Timestamp) -> Option<String>;
 }
 
@@ -76,6 +82,14 @@ impl Start {
             },
             at: None,
         }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.beginning.name
+    }
+
+    pub fn initial_attributes(&self) -> &Attributes {
+        &self.beginning.attributes
     }
 
     #[must_use]
@@ -243,7 +257,7 @@ pub struct Builder {
     clock: Option<Arc<dyn Clock>>,
     current: Option<Box<dyn Current>>,
     rules: Option<Arc<dyn Rules>>,
-    filter: Filter,
+    filter: Option<Filter>,
     strategy: Strategy,
     failure_limit: FailureLimit,
     queue_items: Option<usize>,
@@ -272,7 +286,12 @@ impl Builder {
 
     #[must_use]
     pub fn filter(mut self, filter: Filter) -> Builder {
-        self.filter = filter;
+        self.filter = Some(filter);
+        self
+    }
+
+    pub(crate) fn filter_unless_set(mut self, filter: impl FnOnce() -> Filter) -> Builder {
+        self.filter.get_or_insert_with(filter);
         self
     }
 
@@ -319,9 +338,10 @@ impl Builder {
     /// Makes the exporters ready, in order, and the recorder.
     ///
     /// # Errors
-    /// [`Error::InvalidFilter`], or [`Error::Initialize`] for the first exporter that is not ready; those before it are closed.
+    /// [`Error::InvalidFilter`], or [`Error::Initialize`] for the first exporter that is not ready; those before it are dropped.
     pub fn build(self) -> Result<Recorder, Error> {
-        if matches!(&self.filter, Filter::Only(names) | Filter::AllBut(names) if names.is_empty()) {
+        let filter = self.filter.unwrap_or_default();
+        if matches!(&filter, Filter::Only(names) | Filter::AllBut(names) if names.is_empty()) {
             return Err(Error::InvalidFilter);
         }
         let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock));
@@ -330,9 +350,6 @@ impl Builder {
         if !self.off {
             for (name, exporter, direct) in self.exporters {
                 if let Err(source) = exporter.initialize() {
-                    for ready in &outlets {
-                        let _ = ready.outlet().exporter.close(Duration::ZERO);
-                    }
                     return Err(Error::Initialize {
                         exporter: name,
                         source,
@@ -349,7 +366,7 @@ impl Builder {
             on: AtomicBool::new(!self.off),
             closed: AtomicBool::new(false),
             strategy: self.strategy,
-            filter: self.filter,
+            filter,
             clock,
             current: self
                 .current
@@ -374,9 +391,17 @@ impl Recorder {
         built.unwrap_or_else(|_| unreachable!("no filter, no exporter"))
     }
 
+    pub fn downgrade(&self) -> WeakRecorder {
+        WeakRecorder(Arc::downgrade(&self.0))
+    }
+
     /// Whether it records. Cost: one load.
     pub fn is_on(&self) -> bool {
         self.0.on.load(Ordering::Relaxed)
+    }
+
+    pub fn strategy(&self) -> Strategy {
+        self.0.strategy
     }
 
     /// Records nothing from now on. What is open stays open, and what is queued goes out.
@@ -455,15 +480,11 @@ impl Recorder {
         })
     }
 
-    /// Spans of that name that are open, in the order in which they were started. Cost: O(open spans).
-    ///
-    /// # Errors
-    /// [`Error::Closed`].
-    pub fn open_spans(&self, name: &str) -> Result<Vec<Span>, Error> {
-        self.check_open()?;
+    /// Spans of that name that are open, in the order in which they were started; none after the close. Cost: O(open spans).
+    pub fn open_spans(&self, name: &str) -> Vec<Span> {
         let mut open = self.0.open.lock().all();
         open.retain(|span| span.name() == name);
-        Ok(open)
+        open
     }
 
     /// Waits until what was recorded before has been brought out; `false` when that took longer than `patience`.
@@ -581,7 +602,8 @@ impl Recorder {
         }
     }
 
-    fn try_start(&self, start: Start) -> Result<Span, Error> {
+    /// [`Recorder::start`] within a call that is guarded as a whole.
+    pub(crate) fn try_start(&self, start: Start) -> Result<Span, Error> {
         self.check_open()?;
         let Start { mut beginning, at } = start;
         if at.is_some_and(|at| at.perf_secs() == 0.0) {
@@ -607,6 +629,9 @@ impl Recorder {
         let passes = self.0.filter.passes(&beginning.name);
         let span = Span::new(id::next(at.unix_nanos()), beginning, at);
         self.0.open.lock().add(&span);
+        if let Some(rules) = &self.0.rules {
+            rules.started(&span);
+        }
         self.0.current.set(Some(&span));
         if passes {
             self.export(|| Item::Start(span.clone()));
@@ -614,10 +639,11 @@ impl Recorder {
         Ok(span)
     }
 
-    fn try_stop(&self, span: &Span, end: End) -> Result<(), Error> {
+    /// [`Recorder::stop`] within a call that is guarded as a whole.
+    pub(crate) fn try_stop(&self, span: &Span, end: End) -> Result<(), Error> {
         self.check_open()?;
+        let at = end.at.unwrap_or_else(|| self.now());
         if let Some(rules) = &self.0.rules {
-            let at = end.at.unwrap_or_else(|| self.now());
             if let Some(wrong) = rules.stopping(span, at) {
                 let event = Event::error(&wrong, None, self.now());
                 self.try_event(span, event, Item::Error)?;
@@ -626,7 +652,6 @@ impl Recorder {
         if self.0.open.lock().take(span).is_none() {
             return Err(Error::SpanNotActive);
         }
-        let at = end.at.unwrap_or_else(|| self.now());
         span.stop(end.event_attributes, at);
         let current = &self.0.current;
         if current.latest().is_some_and(|latest| latest == *span) {
@@ -636,6 +661,11 @@ impl Recorder {
             self.export(|| Item::Stop(span.clone()));
         }
         Ok(())
+    }
+
+    /// [`Recorder::event`] within a call that is guarded as a whole.
+    pub(crate) fn add_event(&self, span: &Span, event: Event) -> Result<Arc<Event>, Error> {
+        self.try_event(span, event, Item::Event)
     }
 
     fn try_event(
@@ -688,19 +718,31 @@ impl std::fmt::Debug for Recorder {
 }
 
 impl Drop for Shared {
-    /// Whoever forgets to close still gets what was recorded; spans that are open stay unfinished.
+    /// Whoever forgets to close still gets what was recorded, if the program lives on for as long as that takes; spans that are open
+    /// stay unfinished. Nobody waits.
     fn drop(&mut self) {
-        if *self.closed.get_mut() || !*self.on.get_mut() {
+        if *self.closed.get_mut() {
             return;
         }
         for way in &self.outlets {
-            let closed: Result<(), ExportError> = match way {
-                Way::Direct(outlet) => outlet.exporter.close(Duration::from_secs(1)),
-                Way::Queued(queue) => queue.close(Duration::from_secs(1)),
-            };
-            if let Err(e) = closed {
-                tracing::error!(exporter = &*way.outlet().name, "closing failed: {e}");
+            match way {
+                Way::Direct(outlet) => {
+                    if let Err(e) = exporting(|| outlet.exporter.close(Duration::ZERO)) {
+                        tracing::error!(exporter = &*outlet.name, "closing failed: {e}");
+                    }
+                }
+                Way::Queued(queue) => queue.close_later(),
             }
         }
+    }
+}
+
+/// A recorder, as long as somebody else uses it.
+#[derive(Clone)]
+pub struct WeakRecorder(Weak<Shared>);
+
+impl WeakRecorder {
+    pub fn upgrade(&self) -> Option<Recorder> {
+        self.0.upgrade().map(Recorder)
     }
 }

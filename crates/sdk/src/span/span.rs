@@ -278,7 +278,7 @@ impl Span {
             return Err(Error::SpanStopped);
         }
         if event.name() == name::ERROR {
-            live.error = event.error_message().map(Into::into);
+            live.error = event.error_text();
         }
         if live.events.len() < EVENTS_KEPT {
             live.events.push(Arc::clone(event));
