@@ -36,8 +36,14 @@ impl Timestamp {
         Timestamp::new(unix_nanos.saturating_add(nanos), perf_secs)
     }
 
-    /// A moment that somebody else measured, s since the Unix epoch; on the monotonic clock it is as far from now as on the
+    /// A moment that somebody else measured, s since the Unix epoch; on the monotonic clock it is as far from `now` as on the
     /// wall clock.
+    pub fn near(unix_secs: f64, now: Timestamp) -> Timestamp {
+        let perf_secs = now.perf_secs - (now.unix_secs() - unix_secs);
+        Timestamp::from_secs(unix_secs, perf_secs)
+    }
+
+    /// The same, if it is not far away.
     ///
     /// # Errors
     /// When it is more than [`WINDOW_SECS`] from `now`.
@@ -49,8 +55,7 @@ impl Timestamp {
         if unix_secs.is_nan() || unix_secs < now.unix_secs() - WINDOW_SECS {
             return Err(Error::TimestampTooOld);
         }
-        let perf_secs = now.perf_secs - (now.unix_secs() - unix_secs);
-        Ok(Timestamp::from_secs(unix_secs, perf_secs))
+        Ok(Timestamp::near(unix_secs, now))
     }
 
     pub const fn unix_nanos(self) -> i64 {
