@@ -5,12 +5,18 @@
 //! ([`Builder::direct_exporter`](crate::span::Builder::direct_exporter)). What an exporter took and could not bring out is counted
 //! ([`Exporter::dropped`](crate::span::Exporter::dropped)).
 
+mod agent_socket;
+mod console;
 mod file;
 mod log_lines;
 mod records;
+mod run_log;
 mod tee;
 
+pub use agent_socket::{AgentSocket, STEP_SPANS};
+pub use console::Console;
 pub use file::{Existing, JsonlFile, Rotation};
 pub use log_lines::LogLines;
+pub use run_log::RunLogExporter;
 pub use tee::{Discard, Tee};
 pub use warptrace_formats::span_record::Keys;
