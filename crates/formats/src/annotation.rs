@@ -21,6 +21,7 @@ mod plain;
 mod refusal;
 mod scope;
 mod stream;
+mod switch;
 
 pub use encode::encode_labels;
 pub use line::{Draft, Line};
@@ -28,6 +29,10 @@ pub use place::{SOCKET_NAME, SOCKET_VARIABLE, Surroundings};
 pub use refusal::Refusal;
 pub use scope::{Target, check_scope};
 pub use stream::{Lines, Oversized, RateWindow};
+pub use switch::{
+    CAPTURE_SOCKET_NAME, CAPTURE_SOCKET_VARIABLE, CaptureAnswer, CaptureRequest,
+    MAX_CAPTURE_LINE_BYTES, capture_socket_beside,
+};
 
 /// Bytes of a line at most, its line feed included.
 pub const MAX_LINE_BYTES: usize = 16384;

@@ -437,7 +437,7 @@ fn lines(bytes: &[u8]) -> u64 {
 }
 
 /// A connection, if it can be had at once.
-fn open(place: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn open(place: &Path) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     connect(socket.as_raw_fd(), &UnixAddr::new(place)?)?;

@@ -2,6 +2,8 @@
 //! They never block it, never panic, and count what they drop.
 
 pub mod annotation;
+pub mod bridge;
+pub mod capture;
 pub mod exporter;
 mod fork;
 pub mod memory_sink;

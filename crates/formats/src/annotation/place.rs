@@ -64,15 +64,23 @@ impl Surroundings {
     /// Where a writer looks, the first that takes its connection: ours before the other agent's, the machine's before the
     /// user's.
     pub fn candidates(&self) -> Vec<PathBuf> {
-        let system = |folder: &str| Path::new(folder).join(SOCKET_NAME);
+        let peers = [
+            Some(Path::new(PEER_SYSTEM_FOLDER).join(SOCKET_NAME)),
+            self.users_peer_socket(),
+        ];
+        let mut all = self.own_candidates();
+        all.extend(peers.into_iter().flatten());
+        all
+    }
+
+    /// Those of them that are ours.
+    pub(super) fn own_candidates(&self) -> Vec<PathBuf> {
         let runtime = self.runtime_dir.as_deref();
         let data = self.data.as_deref();
         [
-            Some(system(SYSTEM_FOLDER)),
+            Some(Path::new(SYSTEM_FOLDER).join(SOCKET_NAME)),
             runtime.map(|dir| dir.join("warptrace").join(SOCKET_NAME)),
             data.map(|dir| dir.join(SOCKET_NAME)),
-            Some(system(PEER_SYSTEM_FOLDER)),
-            self.users_peer_socket(),
         ]
         .into_iter()
         .flatten()
