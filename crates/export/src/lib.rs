@@ -15,3 +15,15 @@ pub mod otlp;
 mod spans;
 
 pub use spans::{Batching, Counts, DropReason, SpanSender};
+
+/// The first bytes of `text`, `limit` at most, ending with a whole character.
+fn start_of(text: &str, limit: usize) -> &str {
+    if text.len() <= limit {
+        return text;
+    }
+    let mut end = limit;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}

@@ -8,6 +8,7 @@ use super::config::{Config, ConfigError, Protocol};
 #[cfg(feature = "grpc")]
 use super::grpc::Grpc;
 use super::http::Http;
+use crate::start_of;
 
 /// What became of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,9 +34,9 @@ pub struct Client {
 
 #[derive(Debug, Clone)]
 enum Transport {
-    Http(Http),
+    Http(Box<Http>),
     #[cfg(feature = "grpc")]
-    Grpc(Grpc),
+    Grpc(Box<Grpc>),
 }
 
 impl Client {
@@ -48,9 +49,11 @@ impl Client {
             return Err(ConfigError::NoTimeout);
         }
         let transport = match config.protocol {
-            Protocol::HttpProtobuf | Protocol::HttpJson => Transport::Http(Http::new(config)?),
+            Protocol::HttpProtobuf | Protocol::HttpJson => {
+                Transport::Http(Box::new(Http::new(config)?))
+            }
             #[cfg(feature = "grpc")]
-            Protocol::Grpc => Transport::Grpc(Grpc::new(config)?),
+            Protocol::Grpc => Transport::Grpc(Box::new(Grpc::new(config)?)),
             #[cfg(not(feature = "grpc"))]
             Protocol::Grpc => return Err(ConfigError::NoGrpc),
         };
@@ -85,7 +88,7 @@ pub(super) fn reason(what: impl std::fmt::Display, message: &str) -> String {
     let message = message.trim();
     match message.is_empty() {
         true => what.to_string(),
-        false => format!("{what}: {}", &message[..message.floor_char_boundary(LIMIT)]),
+        false => format!("{what}: {}", start_of(message, LIMIT)),
     }
 }
 

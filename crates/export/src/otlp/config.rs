@@ -194,8 +194,7 @@ impl Config {
             })
         });
         config.compression = compression.unwrap_or_default();
-        let file = |name| of(name).map(|said| PathBuf::from(said.text()));
-        config.tls.certificate = file("CERTIFICATE");
+        config.tls.certificate = of("CERTIFICATE").map(|said| said.text().into());
         config.tls.client = match (of("CLIENT_CERTIFICATE"), of("CLIENT_KEY")) {
             (Some(certificate), Some(key)) => Some((certificate.text().into(), key.text().into())),
             (None, None) => None,

@@ -75,8 +75,9 @@ impl Grpc {
             // gRPC's names are lower-case.
             let key = MetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes())
                 .map_err(|_| ConfigError::HeaderName(name.clone()))?;
-            let value = MetadataValue::try_from(value.as_str())
+            let mut value = MetadataValue::try_from(value.as_str())
                 .map_err(|_| ConfigError::HeaderValue(name.clone()))?;
+            value.set_sensitive(true);
             metadata.insert(key, value);
         }
         Ok(Grpc {

@@ -54,11 +54,12 @@ impl Http {
         let mut headers = HeaderMap::new();
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         for (name, value) in &config.headers.0 {
-            headers.insert(
-                HeaderName::from_bytes(name.as_bytes())
-                    .map_err(|_| ConfigError::HeaderName(name.clone()))?,
-                HeaderValue::from_str(value).map_err(|_| ConfigError::HeaderValue(name.clone()))?,
-            );
+            let key = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| ConfigError::HeaderName(name.clone()))?;
+            let mut value =
+                HeaderValue::from_str(value).map_err(|_| ConfigError::HeaderValue(name.clone()))?;
+            value.set_sensitive(true);
+            headers.insert(key, value);
         }
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content));
         if gzip {
@@ -197,5 +198,69 @@ pub(super) fn check_url(url: &str) -> Result<Uri, ConfigError> {
     match known && uri.host().is_some_and(|host| !host.is_empty()) {
         true => Ok(uri),
         false => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::config::Signal;
+    use super::*;
+
+    #[track_caller]
+    fn after(text: &str) -> Option<Duration> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_str(text).unwrap());
+        retry_after(&headers)
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        assert_eq!(after("120"), Some(Duration::from_secs(120)));
+        assert_eq!(after("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        let hour = SystemTime::now() + Duration::from_secs(3600);
+        let wait = after(&httpdate::fmt_http_date(hour)).unwrap();
+        assert!(wait > Duration::from_secs(3000) && wait <= Duration::from_secs(3600));
+        for wrong in ["", "-1", "soon", "1.5"] {
+            assert_eq!(after(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn only_four_statuses_may_be_tried_again() {
+        let http = Http::new(&Config::new(Signal::Traces, Protocol::HttpProtobuf)).unwrap();
+        for status in 100..600 {
+            let code = StatusCode::from_u16(status).unwrap();
+            let answer = http.answer(code, &HeaderMap::new(), Some(b""));
+            let expected = match status {
+                200..300 => matches!(answer, Answer::Taken(Ok(_))),
+                429 | 502 | 503 | 504 => matches!(answer, Answer::Again { .. }),
+                _ => matches!(answer, Answer::Refused { .. }),
+            };
+            assert!(expected, "{status}: {answer:?}");
+        }
+    }
+
+    #[test]
+    fn what_goes_wrong_is_said_without_paths_and_passwords() {
+        let config = Config {
+            endpoint: "http://user:secret@collector:4318/token/v1/traces".to_owned(),
+            ..Config::new(Signal::Traces, Protocol::HttpJson)
+        };
+        let http = Http::new(&config).unwrap();
+        let body = br#"{"code":16,"message":"who are you?"}"#;
+        let answer = http.answer(StatusCode::UNAUTHORIZED, &HeaderMap::new(), Some(body));
+        let why = "collector:4318 answered 401 Unauthorized: who are you?".to_owned();
+        assert_eq!(answer, Answer::Refused { why });
+        let mut moved = HeaderMap::new();
+        let to = HeaderValue::from_static("https://elsewhere/token");
+        moved.insert(header::LOCATION, to);
+        let answer = http.answer(StatusCode::PERMANENT_REDIRECT, &moved, None);
+        let why = "collector:4318 answered 308 Permanent Redirect, it is now at elsewhere";
+        assert_eq!(
+            answer,
+            Answer::Refused {
+                why: why.to_owned()
+            }
+        );
     }
 }

@@ -1,16 +1,30 @@
 //! Certificates: read from their files when a client is made, so that a wrong path is an error there and not a silence later.
 
+use std::fmt;
 use std::path::Path;
 
 use super::config::{Config, ConfigError};
 
-/// What a TLS connection needs, as read from files.
-#[derive(Debug, Clone)]
+/// What a TLS connection needs, as read from files. `Debug` leaves the key out.
+#[derive(Clone)]
+#[cfg_attr(
+    not(feature = "tls"),
+    expect(
+        dead_code,
+        reason = "files are read all the same, so that a wrong path is an error"
+    )
+)]
 pub(super) struct Pem {
     /// Whom to trust instead of the system's authorities.
     pub(super) certificate: Option<Vec<u8>>,
     /// Our certificate and its key.
     pub(super) client: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl fmt::Debug for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pem").finish_non_exhaustive()
+    }
 }
 
 impl Pem {

@@ -5,6 +5,8 @@ use std::mem::take;
 use warptrace_formats::otlp::{event_bytes, size_bytes, value_bytes};
 use warptrace_model::{Object, SpanRecord, Value};
 
+use crate::start_of;
+
 /// Set on a span that was cut: the bytes that it lost, roughly.
 const CUT: &str = "warptrace.export.cut_bytes";
 /// What that attribute itself takes, at most.
@@ -29,8 +31,8 @@ const PAIR_BYTES: usize = 16;
 pub(super) fn cut(record: &mut SpanRecord, limit: usize) {
     let limit = limit.max(LEAST_LIMIT_BYTES);
     let before = size_bytes(record);
-    record.name = start_of(take(&mut record.name), limit / 8);
-    record.error = record.error.take().map(|text| start_of(text, limit / 8));
+    record.name = shortened(take(&mut record.name), limit / 8);
+    record.error = record.error.take().map(|text| shortened(text, limit / 8));
     // With their values cut as far as they may be, attributes and events take a quarter each, so that all of them fit.
     keep_first_attributes(&mut record.attributes, limit / 4);
     keep_first_events(record, limit / 4);
@@ -114,8 +116,8 @@ fn shorten(value: &mut Value, limit: usize) {
     match value {
         Value::Null | Value::Bool(_) | Value::Float(_) => {}
         // Beyond 64 bits, and so text in the end.
-        Value::Int(n) => *value = Value::String(start_of(n.to_string().into(), inside)),
-        Value::String(text) => *text = start_of(take(text), inside),
+        Value::Int(n) => *value = Value::String(shortened(n.to_string().into(), inside)),
+        Value::String(text) => *text = shortened(take(text), inside),
         Value::Array(items) => {
             let mut left = inside;
             let too_many = items.iter_mut().position(|item| {
@@ -147,11 +149,10 @@ fn fits(needs: usize, left: &mut usize) -> bool {
     rest.is_some()
 }
 
-/// The first bytes of `text`, `limit` at most, ending with a whole character.
-fn start_of(text: Box<str>, limit: usize) -> Box<str> {
+fn shortened(text: Box<str>, limit: usize) -> Box<str> {
     match text.len() <= limit {
         true => text,
-        false => text[..text.floor_char_boundary(limit)].into(),
+        false => start_of(&text, limit).into(),
     }
 }
 
