@@ -18,6 +18,7 @@ pub(crate) fn run(root: &Path, folder: Option<&Path>) -> anyhow::Result<()> {
     let mut tests = Command::new(cargo);
     tests
         .args(["test", "--package", "warptrace-formats"])
+        .args(["--package", "warptrace-sdk"])
         .args(["--test", "conformance", "--no-fail-fast"])
         .current_dir(root);
     if let Some(folder) = folder {

@@ -26,6 +26,7 @@ pub(crate) fn read(name: impl AsRef<Path>) -> Vec<u8> {
 }
 
 /// The cases of a file that is one JSON array.
+#[allow(dead_code, reason = "not every crate's vectors come as arrays")]
 #[track_caller]
 pub(crate) fn cases(name: &str) -> Vec<Value> {
     serde_json::from_slice(&read(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
@@ -46,6 +47,7 @@ pub(crate) fn lines(name: &str) -> Vec<Value> {
 }
 
 /// Whether two values are equal, with the difference as text when they are not.
+#[allow(dead_code, reason = "not every crate compares values one by one")]
 pub(crate) fn same<T: PartialEq + std::fmt::Debug>(
     what: &str,
     got: T,

@@ -467,15 +467,11 @@ impl Training {
             let at = self.moment(at)?;
             let enabled = config.is_save_checkpoint_enabled.get()?;
             let timed = checkpoint_timer(config);
-            let attributes = {
+            let attempts = {
                 let mut state = self.0.shared.lock();
-                state.checkpoints_untimed = !enabled;
-                if enabled {
-                    state.remember_checkpoint(global_step);
-                    state.start_timer(timed, at)?;
-                }
-                attributes::checkpoint(config, global_step, state.timer(timed).started())
+                state.start_checkpoint(timed, global_step, enabled, at)?
             };
+            let attributes = attributes::checkpoint(config, global_step, attempts);
             self.start(timed.span(), attributes, at)
         })
     }

@@ -30,8 +30,10 @@ impl Shared {
 pub(super) struct State {
     timers: [Timer; Timed::COUNT],
     open: [Slot; SpanName::ALL.len()],
-    /// Checkpoints are timed; see [`super::TrainingConfig::is_save_checkpoint_enabled`].
+    /// Checkpoints are not timed; see [`super::TrainingConfig::is_save_checkpoint_enabled`].
     pub(super) checkpoints_untimed: bool,
+    /// Checkpoints that were begun, timed or not: synchronous and asynchronous ones.
+    checkpoint_attempts: [i64; 2],
 
     pub(super) train_iterations_start: i64,
     /// By all jobs that the training took so far.
@@ -177,7 +179,26 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn remember_checkpoint(&mut self, step: i64) {
+    /// Begins a checkpoint; gives how many of its kind there were with it.
+    pub(super) fn start_checkpoint(
+        &mut self,
+        timed: Timed,
+        step: i64,
+        enabled: bool,
+        at: Timestamp,
+    ) -> Result<i64, Error> {
+        self.checkpoints_untimed = !enabled;
+        if enabled {
+            self.remember_checkpoint(step);
+            self.start_timer(timed, at)?;
+        }
+        let attempts =
+            &mut self.checkpoint_attempts[usize::from(timed == Timed::CheckpointSaveAsync)];
+        *attempts += 1;
+        Ok(*attempts)
+    }
+
+    fn remember_checkpoint(&mut self, step: i64) {
         let productivity = Productivity {
             iterations: self.completed_iterations,
             samples: self
