@@ -4,8 +4,11 @@
 //! ([`Builder::exporter`](crate::span::Builder::exporter)) or from the program's
 //! ([`Builder::direct_exporter`](crate::span::Builder::direct_exporter)). What an exporter took and could not bring out is counted
 //! ([`Exporter::dropped`](crate::span::Exporter::dropped)).
+//!
+//! [`config`] makes exporters of names and settings.
 
 mod agent_socket;
+pub mod config;
 mod console;
 mod file;
 mod log_lines;
