@@ -21,8 +21,8 @@ mod said;
 mod symbols;
 
 pub use annotate::{
-    AnnotationCounts, AnnotationReceiver, AnnotationSocket, ConnectionLoss, Limits as SocketLimits,
-    LineLoss, SocketError, SocketOptions,
+    AnnotationCounts, AnnotationReceiver, AnnotationSocket, Capture, CaptureSocket, ConnectionLoss,
+    Limits as SocketLimits, LineLoss, SocketError, SocketOptions,
 };
 pub use load::{DiskFolder, MAX_ENTRIES, MemoryLoad, load_memory};
 pub use pipeline::{AgentError, Config, Finished, Recording};

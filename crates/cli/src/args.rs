@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Memory(MemoryArgs),
     /// Tell a running recorder what a job is doing: labels on a moment or an interval
     Annotate(AnnotateArgs),
+    /// Have a paused recorder (`record --paused`) record, until Ctrl-C or for a time
+    Resume(ResumeArgs),
     /// Read, check and repair the run logs of inference servers (JSON lines, toy/v1)
     #[command(subcommand)]
     Runlog(RunlogCommand),
@@ -126,6 +128,9 @@ pub(crate) struct RecordArgs {
     /// Take annotations: what the job says of its steps and requests (`warptrace annotate`, the SDK, ingero-annotate)
     #[arg(long)]
     pub(crate) annotate: bool,
+    /// Record nothing until the job asks for it (`with warptrace.record():`, capture::resume of the SDK), or `warptrace resume` does
+    #[arg(long)]
+    pub(crate) paused: bool,
     /// Do not explain at the end
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -239,6 +244,19 @@ pub(crate) struct AnnotateArgs {
     pub(crate) socket: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) output: JsonFlag,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResumeArgs {
+    /// For this time (30s, 5m) [default: until Ctrl-C]
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) duration: Option<Duration>,
+    /// The recorder, by its pid [default: the only one that is paused]
+    #[arg(long, value_name = "PID")]
+    pub(crate) recorder: Option<u32>,
+    /// Where the recorder listens [default: beside the annotation socket]
+    #[arg(long, value_name = "PATH", conflicts_with = "recorder")]
+    pub(crate) socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -195,6 +195,7 @@ impl Run<'_> {
             sample_every: Duration::from_millis(250),
             rules,
             annotate: false,
+            paused: false,
         };
         let bar = progress(talk, length);
         let mut injecting = None;

@@ -13,6 +13,7 @@ mod memory;
 mod output;
 mod query;
 mod record;
+mod resume;
 mod runlog;
 mod sessions;
 mod show;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(global, &args),
         Command::Query(args) => query::run(global, &args),
         Command::Annotate(args) => annotate::run(&args),
+        Command::Resume(args) => resume::run(&args),
         Command::Sessions(args) => sessions::run(global, &args),
         Command::Runlog(command) => runlog::run(global, &command),
         Command::Ingest(args) => ingest::run(global, &args),

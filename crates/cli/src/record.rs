@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use warptrace_agent::{
-    AnnotationReceiver, AnnotationSocket, Config, Finished, Recording, SocketOptions,
+    AnnotationReceiver, AnnotationSocket, Capture, CaptureSocket, Config, Finished, Recording,
+    SocketOptions,
 };
 use warptrace_api::{Explain, ExplainQuestion};
 use warptrace_capture::clock;
@@ -18,7 +19,9 @@ use warptrace_capture::pollers::GpuPoller;
 use warptrace_capture::preload::{Preload, PreloadOptions};
 use warptrace_capture::symbols::Symbols;
 use warptrace_engine::Rules;
-use warptrace_formats::annotation::SOCKET_VARIABLE;
+use warptrace_formats::annotation::{
+    CAPTURE_SOCKET_VARIABLE, SOCKET_VARIABLE, capture_socket_beside,
+};
 use warptrace_model::{Event, Gap};
 use warptrace_tui::{Action, Tui};
 
@@ -48,6 +51,7 @@ pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
         sample_every: SAMPLE_EVERY,
         rules: Rules::default(),
         annotate: args.annotate,
+        paused: args.paused,
     };
     let mut ended = Outcome::default();
     let session = with_preload(global, &job, &signals, &mut |_| {}, &mut ended)?;
@@ -72,6 +76,7 @@ pub(crate) fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         sample_every: SAMPLE_EVERY,
         rules: Rules::default(),
         annotate: args.annotate,
+        paused: false,
     };
     let view = Trace {
         ring_size: args.ring_size,
@@ -100,6 +105,8 @@ pub(crate) struct Watched<'a> {
     pub(crate) rules: Rules,
     /// Whether it may say what it is doing.
     pub(crate) annotate: bool,
+    /// Whether nothing is recorded until it asks for it.
+    pub(crate) paused: bool,
 }
 
 /// What `trace` shows while it runs.
@@ -135,10 +142,11 @@ pub(crate) fn with_preload(
 ) -> anyhow::Result<Recorded> {
     let dirs = sessions::data_dir(global)?;
     let libraries = guest::folder(&dirs.path)?;
-    let source = Preload::start(&PreloadOptions::new(guest::library(
-        &libraries,
-        "libwarptrace_preload.so",
-    )))?;
+    let library = guest::library(&libraries, "libwarptrace_preload.so");
+    let source = Preload::start(&PreloadOptions {
+        paused: job.paused,
+        ..PreloadOptions::new(library)
+    })?;
     let inherited = |name: &str| {
         let given = job
             .env
@@ -166,6 +174,14 @@ pub(crate) fn with_preload(
         true => Some(annotation_socket(&dirs.path, &mut env)?),
         false => None,
     };
+    let capture = match job.paused {
+        true => {
+            let switch = source.switch();
+            Capture::Switched(Box::new(move |on| switch.set(on)))
+        }
+        false => Capture::Always(None),
+    };
+    let capture = capture_socket(&dirs.path, &mut env, capture, job.paused)?;
     let (writer, folder) = sessions::create(&dirs, &job.program.command, &["preload"])?;
     let mut running = job.program.start(&env)?;
     started(running.pid());
@@ -182,6 +198,7 @@ pub(crate) fn with_preload(
         }
     };
     outlive(&mut running, &recording, signals, None, None, outcome)?;
+    drop(capture);
     let finished = recording.stop()?;
     Ok(Recorded { folder, finished })
 }
@@ -201,6 +218,7 @@ pub(crate) fn with_ebpf(
         true => Some(annotation_socket(&dirs.path, &mut env)?),
         false => None,
     };
+    let _capture = capture_socket(&dirs.path, &mut env, Capture::Always(None), false)?;
     let mut running = job.program.start_gated(&env)?;
     let result = (|| {
         let options = ebpf::Options {
@@ -299,6 +317,15 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         }
         false => None,
     };
+    // Another recorder may have the place, which answers as we would.
+    let _capture = SocketOptions::usual(&dirs.path).ok().and_then(|usual| {
+        let place = capture_socket_beside(&usual.path);
+        let pids = (!args.pid.is_empty()).then(|| args.pid.clone());
+        let started = CaptureSocket::start(&place, Capture::Always(pids));
+        let why_not =
+            |e: &_| tracing::info!(error = %e, "jobs are not told that they are recorded");
+        started.inspect_err(why_not).ok()
+    });
     let (gpu, gaps) = gpu_poller(None);
     let config = Config {
         rules: Rules::default(),
@@ -430,6 +457,31 @@ fn annotation_socket(
     let started = AnnotationSocket::start(options).context("cannot listen for annotations")?;
     env.push((SOCKET_VARIABLE.into(), path.into()));
     Ok(started)
+}
+
+/// Where one command's job asks to be recorded; its environment `env` names it. Without it the job is recorded all the same, unless it
+/// is `needed`.
+fn capture_socket(
+    data: &Path,
+    env: &mut Vec<(OsString, OsString)>,
+    capture: Capture,
+    needed: bool,
+) -> anyhow::Result<Option<CaptureSocket>> {
+    let started = SocketOptions::usual(data).and_then(|usual| {
+        let name = format!("capture-{}.sock", std::process::id());
+        CaptureSocket::start(&usual.path.with_file_name(name), capture)
+    });
+    match started {
+        Ok(socket) => {
+            env.push((CAPTURE_SOCKET_VARIABLE.into(), socket.path().into()));
+            Ok(Some(socket))
+        }
+        Err(e) if needed => Err(e).context("the job could not ask to be recorded"),
+        Err(e) => {
+            tracing::info!(error = %e, "the job is not told that it is recorded");
+            Ok(None)
+        }
+    }
 }
 
 /// Looks stacks up by another process of this program, which stays what it is when the file is replaced.

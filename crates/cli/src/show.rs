@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use warptrace_api::{
     ByUnit, Explain, Finding, MemoryAt, NamedUnit, Profile, category_words, duration_text,
 };
+use warptrace_model::GapCode;
 
 use crate::sessions::size_text;
 
@@ -42,6 +43,9 @@ impl Paint {
     }
 }
 
+/// The count of this gap is ms.
+const PAUSED: &str = GapCode::CapturePaused.name();
+
 /// Findings shown without being asked for by id; the rest is counted.
 const SHOWN: usize = 5;
 /// Causes below this share are one line together.
@@ -68,7 +72,11 @@ pub(crate) fn explain(answer: &Explain, paint: Paint, one: bool) -> String {
     }
     if !one {
         out += &profile_text(answer);
-        if answer.profile.is_empty() && answer.ops.is_empty() {
+        let paused = answer.gaps.iter().any(|gap| gap.code == PAUSED);
+        if answer.profile.is_empty() && answer.ops.is_empty() && paused {
+            out += "\nNo CUDA call was recorded: capture is off under --paused until the job asks for it (`with warptrace.record():`) or \
+                    `warptrace resume` does.\n";
+        } else if answer.profile.is_empty() && answer.ops.is_empty() {
             out += "\nNo CUDA call was recorded: did the program use the GPU? `warptrace check` says what can be recorded.\n";
         } else if answer.profile.is_empty() {
             out += "\nNo step was seen: nothing waited for the device often enough to say what is usual.\n";
@@ -85,10 +93,10 @@ pub(crate) fn explain(answer: &Explain, paint: Paint, one: bool) -> String {
         );
     }
     for gap in &answer.gaps {
-        let times = if gap.count > 1 {
-            format!(" (× {})", gap.count)
-        } else {
-            String::new()
+        let times = match gap.count {
+            millis if gap.code == PAUSED => format!(" ({:.1} s)", millis as f64 / 1e3),
+            2.. => format!(" (× {})", gap.count),
+            _ => String::new(),
         };
         let _ = writeln!(
             out,

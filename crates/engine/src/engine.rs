@@ -180,7 +180,7 @@ impl Engine {
         if paused > 0 {
             self.gap(
                 GapCode::CapturePaused,
-                "capture was switched off: ms in all",
+                "capture was switched off",
                 paused,
             );
         }

@@ -27,7 +27,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{MsgFlags, send};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
 use warptrace_formats::annotation::{
     CAPTURE_SOCKET_VARIABLE, CaptureAnswer, CaptureRequest, MAX_CAPTURE_LINE_BYTES, Surroundings,
 };
@@ -225,6 +226,15 @@ impl Connection {
         // A child that was forked in the meantime has the descriptor, too.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
         answer
+    }
+
+    /// Whether the recorder is still there.
+    pub fn stands(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        match recv(self.stream.as_raw_fd(), &mut [0; 1], flags) {
+            Ok(n) => n > 0,
+            Err(e) => matches!(e, Errno::EAGAIN | Errno::EINTR),
+        }
     }
 
     fn ask(&mut self, request: CaptureRequest) -> io::Result<CaptureAnswer> {

@@ -16,6 +16,7 @@ mod peers;
 mod place;
 mod queue;
 mod server;
+mod switch;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use warptrace_formats::annotation::{Surroundings, USUAL_LINES_PER_SEC};
 pub use counts::{AnnotationCounts, ConnectionLoss, LineLoss};
 pub use place::SocketError;
 pub use queue::AnnotationReceiver;
+pub use switch::{Capture, CaptureSocket};
 
 use place::{Bound, Open};
 use server::Server;

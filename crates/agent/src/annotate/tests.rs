@@ -88,7 +88,7 @@ fn values<'a>(annotations: &'a [Annotation], key: &str) -> Vec<&'a str> {
     values.collect()
 }
 
-fn skip(test: &str, reason: &str) {
+pub(super) fn skip(test: &str, reason: &str) {
     eprintln!("skipped: {test}: {reason}");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/skipped");
     let _ = std::fs::create_dir_all(&folder);
