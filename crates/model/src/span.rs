@@ -79,6 +79,34 @@ pub struct SpanContext {
     pub span: u64,
 }
 
+impl SpanContext {
+    /// The value of the header `traceparent` (W3C Trace Context, level 1), with the flag that says it is recorded.
+    pub fn traceparent(&self) -> String {
+        format!("00-{:032x}-{:016x}-01", self.trace, self.span)
+    }
+
+    /// Reads that header; of a later version what this one has. `None` for what is not valid.
+    pub fn parse_traceparent(text: &str) -> Option<SpanContext> {
+        let hex = |text: &str, len: usize| {
+            let digits = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            (text.len() == len && digits).then(|| u128::from_str_radix(text, 16).ok())?
+        };
+        let mut parts = text.split('-');
+        let version = hex(parts.next()?, 2)?;
+        let trace = hex(parts.next()?, 32)?;
+        let span = hex(parts.next()?, 16)?;
+        hex(parts.next()?, 2)?;
+        let more = parts.next().is_some();
+        if version == 0xff || (version == 0 && more) || trace == 0 || span == 0 {
+            return None;
+        }
+        Some(SpanContext {
+            trace,
+            span: u64::try_from(span).ok()?,
+        })
+    }
+}
+
 /// Something that happened in a span.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SpanEvent {
@@ -109,6 +137,33 @@ pub struct SpanRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_traceparent_reads_back_and_what_is_not_one_does_not() {
+        let context = SpanContext {
+            trace: 0xabc,
+            span: 7,
+        };
+        let text = context.traceparent();
+        assert_eq!(
+            text,
+            "00-00000000000000000000000000000abc-0000000000000007-01"
+        );
+        assert_eq!(SpanContext::parse_traceparent(&text), Some(context));
+        let later = format!("{}-more", text.replacen("00", "01", 1));
+        assert_eq!(SpanContext::parse_traceparent(&later), Some(context));
+        for bad in [
+            "",
+            "00-0-0-01",
+            "ff-00000000000000000000000000000abc-0000000000000007-01",
+            "00-00000000000000000000000000000000-0000000000000007-01",
+            "00-00000000000000000000000000000abc-0000000000000000-01",
+            "00-00000000000000000000000000000ABC-0000000000000007-01",
+            "00-00000000000000000000000000000abc-0000000000000007-01-x",
+        ] {
+            assert_eq!(SpanContext::parse_traceparent(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn an_id_is_a_uuid_of_version_4_and_reads_back() {

@@ -419,11 +419,11 @@ impl Recorder {
         latest.nearest_active().cloned()
     }
 
-    pub(super) fn set_current(&self, span: Option<&Span>) {
+    pub(crate) fn set_current(&self, span: Option<&Span>) {
         self.0.current.set(span);
     }
 
-    pub(super) fn latest(&self) -> Option<Span> {
+    pub(crate) fn latest(&self) -> Option<Span> {
         self.0.current.latest()
     }
 
