@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use warptrace_model::{SpanEvent, SpanId, SpanRecord, UnixNanos};
+use warptrace_model::{Object, SpanEvent, SpanId, SpanRecord, UnixNanos, Value};
 
 use super::{Body, EventPart, Record, SpanPart, Stage};
 
@@ -69,8 +69,7 @@ impl Spans {
                     return None;
                 };
                 if is_error {
-                    let message = event.attributes.get("error_message");
-                    span.error = message.and_then(|m| m.as_str()).map(Into::into);
+                    span.error = error_text(&event.attributes);
                 }
                 if span.events.len() < MAX_EVENTS {
                     span.events.push(happened(event));
@@ -152,6 +151,16 @@ fn ended(mut part: SpanPart, before: Option<SpanRecord>) -> SpanRecord {
     );
     span.dropped_events = span.dropped_events.max(part.dropped_events);
     span
+}
+
+/// The exception behind an error if there is one, else its message.
+fn error_text(attributes: &Object) -> Option<Box<str>> {
+    let text = |name| attributes.get(name).and_then(Value::as_str);
+    match (text("exception_type"), text("exception_message")) {
+        (Some(kind), Some("") | None) => Some(kind.into()),
+        (Some(kind), Some(message)) => Some(format!("{kind}: {message}").into()),
+        (None, _) => text("error_message").map(Into::into),
+    }
 }
 
 fn happened(event: EventPart) -> SpanEvent {
