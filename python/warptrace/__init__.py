@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from warptrace._native import __version__ as __version__
     from warptrace.annotation import AnnotationCounts as AnnotationCounts
     from warptrace.annotation import AnnotationWriter as AnnotationWriter
+    from warptrace.capture import record as record
+    from warptrace.memory import MemoryTracker as MemoryTracker
     from warptrace.run_log import RunLog as RunLog
     from warptrace.spans import Event as Event
     from warptrace.spans import Exporter as Exporter
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from warptrace.spans import event as event
     from warptrace.spans import shutdown as shutdown
     from warptrace.spans import span as span
+    from warptrace.tables import ArrowTable as ArrowTable
+    from warptrace.tables import load_annotations as load_annotations
+    from warptrace.tables import load_memory as load_memory
+    from warptrace.tables import load_run_log as load_run_log
+    from warptrace.tables import load_session_table as load_session_table
 
 # Public names by the module that has them; loaded when first asked for (PEP 562).
 _NAMES: dict[str, str] = {
@@ -33,7 +40,9 @@ _NAMES: dict[str, str] = {
     "AnnotationWriter": "warptrace.annotation",
     "Event": "warptrace.spans",
     "Exporter": "warptrace.spans",
+    "ArrowTable": "warptrace.tables",
     "MemoryExporter": "warptrace.spans",
+    "MemoryTracker": "warptrace.memory",
     "Recorder": "warptrace.spans",
     "RunLog": "warptrace.run_log",
     "Span": "warptrace.spans",
@@ -42,17 +51,37 @@ _NAMES: dict[str, str] = {
     "configure": "warptrace.spans",
     "current_span": "warptrace.spans",
     "event": "warptrace.spans",
+    "load_annotations": "warptrace.tables",
+    "load_memory": "warptrace.tables",
+    "load_run_log": "warptrace.tables",
+    "load_session_table": "warptrace.tables",
+    "record": "warptrace.capture",
     "shutdown": "warptrace.spans",
     "span": "warptrace.spans",
 }
-_MODULES: frozenset[str] = frozenset({"annotation", "compat", "run_log", "spans"})
+_MODULES: frozenset[str] = frozenset(
+    {
+        "adapters",
+        "annotation",
+        "capture",
+        "compat",
+        "exporters",
+        "memory",
+        "opentelemetry",
+        "run_log",
+        "spans",
+        "tables",
+    }
+)
 
 __all__ = [
     "AnnotationCounts",
     "AnnotationWriter",
     "Event",
     "Exporter",
+    "ArrowTable",
     "MemoryExporter",
+    "MemoryTracker",
     "Recorder",
     "RunLog",
     "Span",
@@ -61,6 +90,11 @@ __all__ = [
     "configure",
     "current_span",
     "event",
+    "load_annotations",
+    "load_memory",
+    "load_run_log",
+    "load_session_table",
+    "record",
     "shutdown",
     "span",
 ]

@@ -34,10 +34,11 @@ class Processes:
             if entry.name.isdecimal() and (parent := self._parent(entry)) is not None:
                 children.setdefault(parent, []).append(int(entry.name))
         me = os.getpid()
-        # A server with several front ends has its engines beside it, below one parent.
-        for root in (me, self._parent(self._proc / str(me))):
-            if root is None:
-                continue
+        roots = [me]
+        # One of several front ends has its engines beside it, below one parent.
+        if self._title(me).startswith("APIServer") and (parent := self._parent(self._proc / str(me))) is not None:
+            roots.append(parent)
+        for root in roots:
             titled = {pid: title for pid in _below(root, children) if (title := self._title(pid))}
             for kind in ("Worker", "EngineCore"):
                 of_kind = {pid: title for pid, title in titled.items() if title.startswith(kind)}
