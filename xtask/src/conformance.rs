@@ -19,7 +19,8 @@ pub(crate) fn run(root: &Path, folder: Option<&Path>) -> anyhow::Result<()> {
     tests
         .args(["test", "--package", "warptrace-formats"])
         .args(["--package", "warptrace-sdk"])
-        .args(["--test", "conformance", "--test", "exporter_config", "--no-fail-fast"])
+        .args(["--test", "conformance", "--test", "exporter_config"])
+        .arg("--no-fail-fast")
         .current_dir(root);
     if let Some(folder) = folder {
         let folder = folder
