@@ -108,9 +108,14 @@ def test_an_error_is_told_in_each_open_span_from_the_inside_and_goes_on_unchange
     told: Any = Told()
     made = Steps(writer=said.writer, training=told)
     error = ValueError("mine")
-    with pytest.raises(ValueError, match="mine") as raised, made.at(0):
-        made.begin_phase("validation")
-        raise error
+
+    def job() -> None:
+        with made.at(0):
+            made.begin_phase("validation")
+            raise error
+
+    with pytest.raises(ValueError, match="mine") as raised:
+        job()
     assert raised.value is error
     assert told.calls[-5:] == [
         "error in on_validation: mine",
@@ -220,7 +225,7 @@ def test_threads_may_say_phases_at_once(said: Said) -> None:
 def test_an_adapter_is_there_without_its_framework(name: str) -> None:
     code = (
         "import sys\n"
-        "for name in ('torch', 'lightning', 'pytorch_lightning', 'transformers', 'accelerate', 'ray', 'deepspeed', 'vllm'):\n"
+        "for name in 'torch lightning pytorch_lightning transformers accelerate ray deepspeed vllm'.split():\n"
         "    sys.modules[name] = None\n"
         f"import warptrace.adapters.{name}\n"
     )

@@ -41,7 +41,7 @@ class Worker(Steps):
     """The steps of one worker; see ``Steps``."""
 
     def report(self, metrics: dict[str, Any], checkpoint: Any = None, **options: Any) -> None:
-        """``ray.train.report`` as a phase: ``checkpoint`` with one, else ``report``, where workers wait for each other."""
+        """``ray.train.report`` as a phase, ``checkpoint`` with one, else ``report``: in it workers wait for another."""
         from ray import train  # type: ignore[import-not-found, unused-ignore]
 
         if checkpoint is None:
