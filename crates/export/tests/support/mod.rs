@@ -1,6 +1,8 @@
 //! A collector for tests, which takes OTLP over HTTP and answers as it is told to; and spans to send to it.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub(crate) mod authority;
+
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
