@@ -342,3 +342,29 @@ def test_a_gigabyte_of_text_is_cut(kept: spans.MemoryExporter) -> None:
     with spans.span("huge") as span:
         span["text"] = "x" * (1 << 30)
     assert len(finished(kept)["huge"]["attributes"]["text"]) == 1 << 20
+
+
+def test_opentelemetrys_spans_and_ours_are_each_others_parents(kept: spans.MemoryExporter) -> None:
+    pytest.importorskip("opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed")
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from warptrace.opentelemetry import context_with, span_in_context
+
+    theirs = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(theirs))
+    tracer = provider.get_tracer("test")
+    with tracer.start_as_current_span("root"), span_in_context("ours") as ours:
+        with tracer.start_as_current_span("inner", context=context_with(ours)):
+            pass
+        assert trace.get_current_span().get_span_context().span_id != ours.span_id
+    assert not trace.get_current_span().get_span_context().is_valid
+    root, inner = (next(s for s in theirs.get_finished_spans() if s.name == name) for name in ("root", "inner"))
+    out = finished(kept)["ours"]
+    assert (out["trace_id"], out["parent_span_id"]) == (root.context.trace_id, root.context.span_id)
+    assert inner.context.trace_id == out["trace_id"]
+    assert inner.parent is not None
+    assert inner.parent.span_id == out["span_id"]
