@@ -79,10 +79,6 @@ class Configuration:
             "NotAnExporter", (), {"__init__": lambda this, **args: setattr(this, "args", args)}
         )
         sys.modules[module.__name__] = module
-        if not self.p.is_original:
-            # Ours makes what an entry point or the program registered, and nothing else.
-            for name in ("Alpha", "Beta", "Gamma", "OneArg", "Boom"):
-                self.p.modules["exporter.export_config_manager"].register_exporter(getattr(module, name))
 
     def _install(self, number: int, described: dict[str, Any]) -> None:
         """A distribution with one entry point, as an installer leaves it."""
@@ -115,11 +111,7 @@ class Configuration:
                 return [self.p.ExporterConfig(**entry) for entry in entries]
             case "object_then_dicts":
                 return [self.p.ExporterConfig(**entries[0]), *entries[1:]]
-        return [self._here(entry) for entry in entries]
-
-    def _here(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """The package's own exporters are named as theirs in the vectors; both names are good in ours."""
-        return dict(entry)
+        return entries
 
     def _class_name(self, exporter: Any) -> str:
         name = f"{type(exporter).__module__}.{type(exporter).__qualname__}"

@@ -88,7 +88,7 @@ _ORIGINAL_SAYS: list[tuple[str, str]] = [
 ]
 
 # What warptrace says where the code does not go with it: in exported texts.
-_OURS_SAYS: list[tuple[str, str]] = []
+_OURS_SAYS: list[tuple[str, str]] = [(r"was stopped while it was being timed", "timer_auto_stopped")]
 
 
 class Package:

@@ -8,15 +8,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class DirectInstantiationError(TypeError):
-    """The class was called; ``code`` is a word for programs."""
-
-    code = "singleton_direct_instantiation"
-
-
 class _OnlyInstance(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        raise DirectInstantiationError(f"{cls.__name__} has one object: {cls.__name__}.instance()")
+        error = TypeError(f"{cls.__name__} has one object: {cls.__name__}.instance()")
+        error.code = "singleton_direct_instantiation"  # type: ignore[attr-defined]
+        raise error
 
 
 class Singleton(metaclass=_OnlyInstance):

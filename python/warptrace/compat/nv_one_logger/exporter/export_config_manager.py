@@ -19,7 +19,7 @@ from warptrace.compat.nv_one_logger._log import logger
 from warptrace.compat.nv_one_logger.exporter.exporter import Exporter
 from warptrace.compat.nv_one_logger.exporter.exporter_config import ExporterConfig
 
-ENTRY_POINT_GROUPS = ("nv_one_logger.exporter_configs", "warptrace.nv_one_logger.exporter_configs")
+ENTRY_POINT_GROUP = "nv_one_logger.exporter_configs"
 PATH_VARIABLE = "ONE_LOGGER_EXPORTER_CONFIG_PATH"
 FILE_NAMES = ("one_logger_exporters_config.yaml", "one_logger_exporters_config.yml", "one_logger_exporters_config.json")
 
@@ -92,17 +92,13 @@ def _merged(base: list[ExporterConfig], direct: list[ExporterConfig]) -> list[Ex
 
 
 def _of_packages() -> Iterator[ExporterConfig]:
-    """What installed packages say by entry points, one for each name of a package."""
-    seen: set[tuple[str, str]] = set()
-    for group in ENTRY_POINT_GROUPS:
-        for point in importlib.metadata.entry_points(group=group):
-            if (point.name, point.value) in seen:
-                continue
-            seen.add((point.name, point.value))
-            try:
-                yield _entry(point.load().get_default_config())
-            except Exception as e:
-                logger.warning("no exporter of entry point %s: %s: %s", point.name, type(e).__name__, e)
+    """What installed packages say by entry points, each once, though a package may be found twice."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    for name, point in {(point.name, point.value): point for point in points}.items():
+        try:
+            yield _entry(point.load().get_default_config())
+        except Exception as e:
+            logger.warning("no exporter of entry point %s: %s: %s", name[0], type(e).__name__, e)
 
 
 def _of_file(named: str | None) -> list[ExporterConfig] | None:

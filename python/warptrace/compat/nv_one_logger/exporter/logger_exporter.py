@@ -12,12 +12,15 @@ from warptrace.compat.nv_one_logger.exporter.base_json_exporter import BaseJsonE
 from warptrace.compat.nv_one_logger.exporter.exporter import ExportError
 
 _SEPARATOR = " | "
+_DECODER = json.JSONDecoder()
+_PLAIN_KEY = re.compile(r"(?! )[^.=|\[\]\"\\\x00-\x1f\x7f]+(?<! )")
 
 
 class LoggerExporter(BaseJsonExporter):
     """Logs one line at INFO for each record.
 
-    Objects within objects are written as dotted keys. In a key itself, a backslash stands before a dot, ``=`` or backslash.
+    Objects within objects are dotted keys. A key with a dot of its own, or anything else that would not read back, is a JSON
+    string: ``attributes."gen_ai.system"="x"``.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -35,8 +38,7 @@ class LoggerExporter(BaseJsonExporter):
         if start < 0 or end < start:
             raise ExportError(f"no brackets: {text}", "log_line_not_bracketed")
         record: dict[str, Any] = {}
-        for key, value in _pairs(text[start + 1 : end]):
-            *outer, last = key
+        for (*outer, last), value in _pairs(text[start + 1 : end]):
             target = record
             for part in outer:
                 target = target.setdefault(part, {})
@@ -47,7 +49,7 @@ class LoggerExporter(BaseJsonExporter):
 def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key in sorted(record, reverse=True):
         value = record[key]
-        name = prefix + re.sub(r"[\\.=]", r"\\\g<0>", str(key))
+        name = prefix + (key if _PLAIN_KEY.fullmatch(key) else json.dumps(key))
         if isinstance(value, dict):
             yield from _flat(value, name + ".")
         else:
@@ -56,12 +58,11 @@ def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def _pairs(text: str) -> Iterator[tuple[list[str], Any]]:
     """Keys, split at their dots, and values: JSON, or what is not JSON as it stands."""
-    decoder = json.JSONDecoder()
     at = 0
     while at < len(text):
         key, start = _key(text, at)
         try:
-            value, end = decoder.raw_decode(text, start)
+            value, end = _DECODER.raw_decode(text, start)
             if not (end == len(text) or text.startswith(_SEPARATOR, end)):
                 raise ValueError(f"more after a value: {text[end:]}")
         except ValueError:
@@ -74,16 +75,19 @@ def _pairs(text: str) -> Iterator[tuple[list[str], Any]]:
 
 def _key(text: str, at: int) -> tuple[list[str], int]:
     """The key that starts at ``at``, and where its value starts."""
-    parts = [""]
-    characters = iter(range(at, len(text)))
-    for i in characters:
-        match text[i]:
+    parts: list[str] = []
+    while True:
+        if text.startswith('"', at):
+            part, end = _DECODER.raw_decode(text, at)
+        else:
+            found = re.compile(r"[^.=]*").match(text, at)
+            assert found is not None
+            part, end = found[0], found.end()
+        parts.append(part)
+        match text[end : end + 1]:
             case "=":
-                return parts, i + 1
+                return parts, end + 1
             case ".":
-                parts.append("")
-            case "\\":
-                parts[-1] += text[next(characters, i)]
-            case c:
-                parts[-1] += c
-    raise ValueError(f"no value: {text[at:]}")
+                at = end + 1
+            case _:
+                raise ValueError(f"no value: {text[at:]}")

@@ -25,7 +25,7 @@ class OTelExporter(BaseExporter):
     """Each span, and a span of no length for each of its events, which stands as an event on the span itself, too.
 
     The parent is that of the span, also when it has ended or is not exported; a span without one is the child of the program's own
-    current OpenTelemetry span, which stays as it is.
+    current OpenTelemetry span, which stays as it is. A telemetry data error belongs to the latest span that is open.
 
     span_id_as_text: ``one_logger_span_id`` as 32 hexadecimal digits; by default it is a number of 128 bits, which in-process
     exporters take and OTLP cannot carry.
@@ -96,7 +96,9 @@ class OTelExporter(BaseExporter):
     def export_telemetry_data_error(self, error: TelemetryDataError) -> None:
         super().export_telemetry_data_error(error)
         at = _ns(error.timestamp)
-        point = self._tracer.start_span("span_for_telemetry_data_error", start_time=at)
+        latest = next(reversed(self._open.values()), None)
+        context = None if latest is None else trace.set_span_in_context(latest, _NO_CONTEXT)
+        point = self._tracer.start_span("span_for_telemetry_data_error", context, start_time=at)
         point.add_event(error.name_str, _values(error.attributes), at)
         point.set_status(Status(StatusCode.ERROR, error.error_message))
         point.end(at)
