@@ -27,7 +27,7 @@ _WARNINGS = {
     "nobody": "record(): nothing is recorded, since no recorder listens (start the job by `warptrace record -- ...`)",
     "refused": "record(): nothing is recorded, since the recorder that listens does not record this process",
 }
-_warned: set[str] = set()
+_warned = threading.Event()
 
 
 class record:
@@ -45,8 +45,8 @@ class record:
     def __enter__(self) -> record:
         hold = resume_capture()
         self._holds.append(hold)
-        if hold.answer in _WARNINGS and hold.answer not in _warned:
-            _warned.add(hold.answer)
+        if hold.answer in _WARNINGS and not _warned.is_set():
+            _warned.set()
             logging.getLogger("warptrace").warning("%s (said once)", _WARNINGS[hold.answer])
         return self
 

@@ -23,6 +23,7 @@ usage: cargo xtask COMMAND
   develop         build the native module of the Python package into python/, for target/venv
   wheel [--release]  build the Python package with the programs in it, into target/wheels
   test-python     build the wheel, install it into a fresh environment, and run the Python tests there
+  test-frameworks  the same beside torch, Lightning, Ray and the like (8 GB), with the adapters' tests; not in ci
   tidy            hold the tree against ARCHITECTURE.md's table of crates
   ci              all that a change must pass: format, tidy, generated files, lints, tests";
 
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         ["wheel"] => python::wheel(&root(), Programs::Dev).map(|_| ()),
         ["wheel", "--release"] => python::wheel(&root(), Programs::Release).map(|_| ()),
         ["test-python"] => python::test(&root()),
+        ["test-frameworks"] => python::test_frameworks(&root()),
         ["tidy"] => tidy::check(&root()),
         ["ci"] => ci::run(&root()),
         _ => {

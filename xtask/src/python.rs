@@ -102,6 +102,83 @@ pub(crate) fn test(root: &Path) -> anyhow::Result<()> {
         .current_dir(root.join("python/tests")))
 }
 
+/// What the tests with frameworks need, in the order in which it is installed: DeepSpeed's build looks for torch.
+const FRAMEWORKS: [&[&str]; 2] = [
+    &[
+        "pytest",
+        "torch",
+        "lightning",
+        "transformers",
+        "accelerate",
+        "ray[train]",
+        "wandb",
+        "mlflow",
+        "setuptools",
+        "wheel",
+    ],
+    &["--no-build-isolation", "deepspeed"],
+];
+
+/// vLLM's Python, which can be imported without a device, and what that imports; as vLLM wants another torch than the newest,
+/// nothing of it is installed beside the rest.
+const VLLM: [&str; 13] = [
+    "vllm",
+    "prometheus_client",
+    "cbor2",
+    "pyzmq",
+    "openai_harmony",
+    "openai",
+    "pybase64",
+    "msgspec",
+    "uvloop",
+    "xgrammar",
+    "apache-tvm-ffi",
+    "partial_json_parser",
+    "llguidance",
+];
+
+/// Builds the wheel, installs it beside the frameworks into `target/frameworks-venv`, and runs the adapters' tests there.
+/// The first time this brings some 8 GB; what cannot be had is said, and its tests are skipped.
+pub(crate) fn test_frameworks(root: &Path) -> anyhow::Result<()> {
+    let wheel = wheel(root, Programs::Dev)?;
+    let venv = root.join("target/frameworks-venv");
+    let python = venv.join("bin/python3");
+    if !python.exists() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    }
+    let pip = |arguments: &[&str]| {
+        let mut pip = Command::new(&python);
+        pip.args(["-m", "pip", "install", "--quiet", "--no-cache-dir"])
+            .args(arguments)
+            // Its operations are compiled when they are used.
+            .env("DS_BUILD_OPS", "0");
+        pip
+    };
+    for packages in FRAMEWORKS {
+        if let Err(e) = run(&mut pip(packages)) {
+            println!("test-frameworks: without {packages:?}: {e:#}");
+        }
+    }
+    let vllm = root.join("target/frameworks-vllm");
+    if !vllm.join("vllm").exists() {
+        let installed = run(pip(&["--no-deps", "--target"]).arg(&vllm).args(VLLM));
+        if let Err(e) = installed {
+            println!("test-frameworks: without vllm: {e:#}");
+        }
+    }
+    run(pip(&["--no-index", "--no-deps", "--force-reinstall"]).arg(&wheel))?;
+    run(Command::new(&python)
+        .args(["-m", "pytest", "-p", "no:cacheprovider", "--durations=10"])
+        .env("PATH", path_with(&venv.join("bin"))?)
+        .env("PYTHONPATH", &vllm)
+        .env(
+            "TORCH_EXTENSIONS_DIR",
+            root.join("target/frameworks-extensions"),
+        )
+        // Python looks for modules where it is started: not beside the package's source.
+        .current_dir(root.join("python/tests/frameworks")))
+}
+
 /// The file name of the native module in the package.
 const MODULE: &str = "_native.abi3.so";
 
