@@ -632,6 +632,112 @@ fn requests_are_records_of_the_run_log() {
     );
 }
 
+/// Answers each request with success, and gives its JSON.
+#[cfg(feature = "otlp")]
+fn collector(listener: std::net::TcpListener, requests: std::sync::mpsc::SyncSender<Json>) {
+    while let Ok((connection, _)) = listener.accept() {
+        let requests = requests.clone();
+        std::thread::Builder::new()
+            .name("collector".into())
+            .spawn(move || {
+                let mut reader = BufReader::new(connection);
+                loop {
+                    let (mut line, mut length) = (String::new(), 0);
+                    while line != "\r\n" {
+                        line.clear();
+                        if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                            return;
+                        }
+                        if let Some(n) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                            length = n.trim().parse().unwrap();
+                        }
+                    }
+                    let mut body = vec![0; length];
+                    reader.read_exact(&mut body).unwrap();
+                    let _ = requests.send(serde_json::from_slice(&body).unwrap());
+                    let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+                    reader.get_mut().write_all(answer.as_bytes()).unwrap();
+                }
+            })
+            .unwrap();
+    }
+}
+
+#[cfg(feature = "otlp")]
+#[test]
+fn a_burst_of_20_000_spans_reaches_a_collector_with_ids_parents_events_and_errors() {
+    use warptrace_sdk::exporter::config::{Entry, Registry};
+
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, requests) = std::sync::mpsc::sync_channel(1000);
+    std::thread::Builder::new()
+        .name("collector".into())
+        .spawn(move || collector(listener, sender))
+        .unwrap();
+    let config = serde_json::json!({
+        "endpoint": endpoint, "protocol": "http/json", "headers": {"x-key": "k"}, "timeout_ms": 60_000, "service_name": "train",
+    });
+    let Value::Object(config) =
+        warptrace_formats::open_json::parse(config.to_string().as_bytes()).unwrap()
+    else {
+        panic!()
+    };
+    let otlp = Registry::builtin()
+        .create(&Entry::new("otlp", config))
+        .unwrap();
+    let recorder = Recorder::builder()
+        .direct_exporter("otlp", otlp)
+        .build()
+        .unwrap();
+    let parent = recorder.in_span("outer", |outer| {
+        for _ in 0..19_998 {
+            drop(recorder.span("inner"));
+        }
+        let _ = recorder.try_in_span("failed", |_| "x".parse::<u8>());
+        outer.span().unwrap().id()
+    });
+    recorder.data_error("not all", Attributes::new()).unwrap();
+    recorder.close(LONG).unwrap();
+    assert_eq!(recorder.counts().exporters[0].lost, 0);
+    let requests: Vec<Json> = requests.try_iter().collect();
+    let mut spans = Vec::new();
+    for request in &requests {
+        let resource = &request["resourceSpans"][0];
+        let attributes = resource["resource"]["attributes"].as_array().unwrap();
+        let service = attributes
+            .iter()
+            .find(|a| a["key"] == "service.name")
+            .unwrap();
+        assert_eq!(service["value"]["stringValue"], "train");
+        spans.extend(resource["scopeSpans"][0]["spans"].as_array().unwrap());
+    }
+    assert_eq!(spans.len(), 20_001);
+    let id = format!("{:016x}", parent.otlp());
+    let inner = spans
+        .iter()
+        .filter(|s| s["parentSpanId"] == id.as_str())
+        .count();
+    assert_eq!(inner, 19_999);
+    let named = |name: &str| spans.iter().find(|s| s["name"] == name).unwrap();
+    assert_eq!(
+        named("outer")["traceId"],
+        format!("{:032x}", parent.to_bits())
+    );
+    assert_eq!(
+        (
+            &named("failed")["status"]["code"],
+            &named("failed")["events"][0]["name"]
+        ),
+        (&2.into(), &"error".into())
+    );
+    let lost = named("telemetry_data_error");
+    assert_eq!(
+        (&lost["status"]["message"], &lost["startTimeUnixNano"]),
+        (&"not all".into(), &lost["endTimeUnixNano"])
+    );
+}
+
 const ROLE: &str = "WARPTRACE_TEST_ROLE";
 const FILE: &str = "WARPTRACE_TEST_FILE";
 

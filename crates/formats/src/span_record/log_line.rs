@@ -87,7 +87,14 @@ fn is_harmless(key: &str) -> bool {
 /// # Errors
 /// [`LogLineError`].
 pub fn parse(line: &str) -> Result<Object, LogLineError> {
-    let open = line.find("[type=").or_else(|| line.find('['));
+    let open = line.find('[').map(|open| {
+        // Brackets before the record stand in what would be its first key.
+        let first_key = line[open + 1..].split('=').next().unwrap_or_default();
+        match line.find("[type=") {
+            Some(record) if first_key.contains('[') && !first_key.starts_with('"') => record,
+            _ => open,
+        }
+    });
     let close = line.rfind(']');
     let (Some(open), Some(close)) = (open, close) else {
         return Err(LogLineError::NotBracketed);

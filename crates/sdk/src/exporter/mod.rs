@@ -12,6 +12,8 @@ pub mod config;
 mod console;
 mod file;
 mod log_lines;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod records;
 mod run_log;
 mod tee;
@@ -20,6 +22,10 @@ pub use agent_socket::{AgentSocket, STEP_SPANS};
 pub use console::Console;
 pub use file::{Existing, JsonlFile, Rotation};
 pub use log_lines::LogLines;
+#[cfg(feature = "otlp")]
+pub use otlp::Otlp;
 pub use run_log::RunLogExporter;
 pub use tee::{Discard, Tee};
+#[cfg(feature = "otlp")]
+pub use warptrace_export as export;
 pub use warptrace_formats::span_record::Keys;

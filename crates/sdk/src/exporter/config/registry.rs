@@ -42,10 +42,12 @@ impl Registry {
     /// | `console` | |
     /// | `agent` | `step_spans` |
     /// | `run_log` | `path`, `request_spans` |
+    /// | `otlp` (feature of that name) | `endpoint` (a base, as `http://host:4318`), `protocol`, `headers`, `timeout_ms`, `compression` (`none`, `gzip`), `service_name`; what is not said, OpenTelemetry's variables say |
     /// | `discard` | |
     ///
     /// and the Python package's names `nv_one_logger.exporter.file_exporter.FileExporter` (`file_path`), which writes the package's own
-    /// records but renames a file that is there already, and `nv_one_logger.exporter.logger_exporter.LoggerExporter`.
+    /// records but renames a file that is there already, and `nv_one_logger.exporter.logger_exporter.LoggerExporter`;
+    /// with OTLP also `nv_one_logger.otel.exporter.otel_exporter.OTelExporter`, which goes where the variables say.
     pub fn builtin() -> Registry {
         let mut registry = Registry::new();
         registry.register("file", |settings| {
@@ -122,6 +124,13 @@ impl Registry {
                 Ok(Box::new(lines))
             },
         );
+        #[cfg(feature = "otlp")]
+        for name in [
+            "otlp",
+            "nv_one_logger.otel.exporter.otel_exporter.OTelExporter",
+        ] {
+            registry.register(name, otlp);
+        }
         registry
     }
 
@@ -183,6 +192,46 @@ impl Registry {
         }
         (made, warnings)
     }
+}
+
+#[cfg(feature = "otlp")]
+fn otlp(settings: &mut Settings<'_>) -> Result<Box<dyn Exporter>, ConfigError> {
+    use warptrace_export::otlp::{Compression, Config, Headers, Protocol, Signal};
+
+    let environment = |name: &str| std::env::var(name).ok();
+    let (mut config, _) = Config::from_env(Signal::Traces, environment);
+    let protocols = [Protocol::HttpProtobuf, Protocol::HttpJson, Protocol::Grpc];
+    let protocols = protocols.map(|protocol| (protocol.as_str(), protocol));
+    if let Some(protocol) = settings.word("protocol", &protocols)? {
+        let before = Config::new(Signal::Traces, config.protocol);
+        // An endpoint that nobody named is the protocol's.
+        if config.endpoint == before.endpoint {
+            config.endpoint = Config::new(Signal::Traces, protocol).endpoint;
+        }
+        config.protocol = protocol;
+    }
+    if let Some(endpoint) = settings.text("endpoint")? {
+        config = config.with_base(endpoint);
+    }
+    if let Some(headers) = settings.typed("headers", "a mapping of texts", |value| {
+        let pairs = value.as_object()?.iter();
+        pairs
+            .map(|(name, value)| Some((name.to_owned(), value.as_str()?.to_owned())))
+            .collect::<Option<Vec<_>>>()
+    })? {
+        config.headers = Headers(headers);
+    }
+    if let Some(millis) = settings.count("timeout_ms")? {
+        config.timeout = std::time::Duration::from_millis(millis.max(1));
+    }
+    let compressions = [("none", Compression::None), ("gzip", Compression::Gzip)];
+    if let Some(compression) = settings.word("compression", &compressions)? {
+        config.compression = compression;
+    }
+    let service = settings.text("service_name")?.unwrap_or("unknown_service");
+    let made = crate::exporter::Otlp::with_config(&config, service, environment);
+    let (otlp, _) = made.map_err(|e| ConfigError::Failed(Box::new(e)))?;
+    Ok(Box::new(otlp))
 }
 
 fn keys(settings: &mut Settings<'_>) -> Result<Keys, ConfigError> {
