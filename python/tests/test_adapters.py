@@ -138,9 +138,9 @@ def test_a_checkpoint_is_a_success_when_it_is_written_and_only_then(said: Said) 
     made.begin_checkpoint(6)
     made.end_checkpoint(6, OSError("full"))
     assert [call.removeprefix("on_save_checkpoint_") for call in told.calls] == [
-        *("start 4", "success 4", "end"),
-        *("start 5", "end", "success 5"),
-        *("start 6", "error in on_save_checkpoint: full", "end"),
+        *("start global_step=4", "success global_step=4", "end"),
+        *("start global_step=5", "end", "success global_step=5"),
+        *("start global_step=6", "error in on_save_checkpoint: full", "end"),
     ]
     phases = [line["labels"]["phase"] for line in said.lines()]
     assert phases == ["checkpoint", "checkpoint", "checkpoint_write", "checkpoint"]

@@ -159,7 +159,7 @@ class Steps:
         if self._training is None or self._in_loop:
             return
         self._in_loop = True
-        self._training.on_train_start(train_iterations_start=step, train_iterations_target_or_fn=target)
+        self._training.on_train_start(train_iterations_start=step, train_iterations_target=target)
 
     @quietly
     def end_loop(self) -> None:
@@ -220,7 +220,7 @@ class Steps:
         """The training thread begins to save a checkpoint of the state after ``step`` steps."""
         self._phases["checkpoint"] = time.time_ns()
         if self._training is not None:
-            self._open["checkpoint"] = self._training.on_save_checkpoint_start(step)
+            self._open["checkpoint"] = self._training.on_save_checkpoint_start(global_step=step)
 
     @quietly
     def end_checkpoint(self, step: int, error: BaseException | None = None, *, written: bool = True) -> None:
@@ -233,7 +233,7 @@ class Steps:
         if error is not None:
             self._training.recorder.error(span, "the checkpoint was not saved", error)
         elif written:
-            self._training.on_save_checkpoint_success(step)
+            self._training.on_save_checkpoint_success(global_step=step)
         self._training.on_save_checkpoint_end()
 
     @quietly
@@ -241,7 +241,7 @@ class Steps:
         """A checkpoint that another thread wrote since ``start_ns`` (Unix time) is there, or failed."""
         self.say("checkpoint_write", start_ns)
         if self._training is not None and error is None:
-            self._training.on_save_checkpoint_success(step)
+            self._training.on_save_checkpoint_success(global_step=step)
 
     @quietly
     def fail(self, error: BaseException) -> None:
