@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from warptrace.spans import event as event
     from warptrace.spans import shutdown as shutdown
     from warptrace.spans import span as span
+    from warptrace.training import Training as Training
+    from warptrace.training import TrainingConfig as TrainingConfig
     from warptrace.tables import ArrowTable as ArrowTable
     from warptrace.tables import load_annotations as load_annotations
     from warptrace.tables import load_memory as load_memory
@@ -47,6 +49,8 @@ _NAMES: dict[str, str] = {
     "RunLog": "warptrace.run_log",
     "Span": "warptrace.spans",
     "SpanError": "warptrace.spans",
+    "Training": "warptrace.training",
+    "TrainingConfig": "warptrace.training",
     "__version__": "warptrace._native",
     "configure": "warptrace.spans",
     "current_span": "warptrace.spans",
@@ -70,6 +74,7 @@ _MODULES: frozenset[str] = frozenset(
         "opentelemetry",
         "run_log",
         "spans",
+        "training",
         "tables",
     }
 )
@@ -86,6 +91,8 @@ __all__ = [
     "RunLog",
     "Span",
     "SpanError",
+    "Training",
+    "TrainingConfig",
     "__version__",
     "configure",
     "current_span",
