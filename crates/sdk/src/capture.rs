@@ -14,8 +14,8 @@
 //! be nested, in threads and in processes, and a process that dies lets go. One that records in any case says so
 //! ([`Answer::On`]). Where nobody listens ([`Answer::Nobody`]) a call costs an attempt to connect, then for half a second one clock read.
 //!
-//! The recorder is the one that started the job (`WARPTRACE_CAPTURE_SOCKET`), else one that listens where recorders do. Its answer is
-//! waited for, so that the block's first call is recorded and the first one after it is not: tens of µs at the ends of the outermost
+//! The recorder is the one that `WARPTRACE_CAPTURE_SOCKET` names, as in a job that a recorder has started, else one that listens where
+//! recorders do. Its answer is waited for, so that the block's first call is recorded and the first one after it is not: tens of µs at the ends of the outermost
 //! block of a process, [`PATIENCE`] at most. Nothing fails, nothing is printed, no thread is started.
 //!
 //! A child that is forked within a block is recorded while the block lasts in its parent; its own copy of the guard does nothing.
@@ -190,9 +190,11 @@ impl Holding {
 /// Where a recorder may listen.
 fn places() -> Vec<PathBuf> {
     let named = std::env::var_os(CAPTURE_SOCKET_VARIABLE).filter(|place| !place.is_empty());
+    if let Some(place) = named {
+        return vec![place.into()];
+    }
     let is_root = nix::unistd::geteuid().is_root();
-    let usual = Surroundings::new(is_root, |name| std::env::var_os(name)).capture_candidates();
-    named.map(PathBuf::from).into_iter().chain(usual).collect()
+    Surroundings::new(is_root, |name| std::env::var_os(name)).capture_candidates()
 }
 
 /// One holder of one recorder: recording is on at its word as long as the connection stands. [`resume`] has one for each process;
