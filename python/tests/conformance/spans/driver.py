@@ -1,8 +1,8 @@
 """Drives a package through cases of the span vectors, and says what it did.
 
-`python driver.py PACKAGE FILE...` prints a line of JSON for each case: what stands under `expected` there, as it came out here.
-Each case runs in a process of its own, forked after the package was imported, in an empty folder, and by a clock that only
-moves when the case says so.
+`python driver.py PACKAGE FILE...` prints a line of JSON for each case: what stands under `expected` there, as it came
+out here. Each case runs in a process of its own, forked after the package was imported, in an empty folder, and by a
+clock that only moves when the case says so.
 """
 
 from __future__ import annotations
@@ -587,10 +587,16 @@ class Scenario:
     def config_shown(self, config: Any) -> Any:
         shown = {
             name: self.shown(getattr(config, name))
-            for name in (
-                "application_name world_size session_tag is_baseline_run custom_metadata error_handling_strategy "
-                "enable_for_current_rank summary_data_schema_version"
-            ).split()
+            for name in [
+                "application_name",
+                "world_size",
+                "session_tag",
+                "is_baseline_run",
+                "custom_metadata",
+                "error_handling_strategy",
+                "enable_for_current_rank",
+                "summary_data_schema_version",
+            ]
         }
         logger = config.logger_config
         shown["logger_config"] = {

@@ -97,9 +97,7 @@ class Configuration:
         info.mkdir(parents=True)
         (site / f"vectors_{number}.py").write_text(source)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vectors-{number}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(
-            f"[{GROUP}]\n{described['entry_point']} = vectors_{number}:configs\n"
-        )
+        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{described['entry_point']} = vectors_{number}:configs\n")
         if str(site) not in sys.path:
             sys.path.append(str(site))
 

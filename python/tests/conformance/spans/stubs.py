@@ -1,7 +1,7 @@
 """Stand-ins for packages that are too heavy for these vectors, whose cases only say what is called on them.
 
-`wandb` gives runs that keep what is logged; `lightning` gives empty base classes. Both stand in also where the true ones are
-installed, so that the cases give the same everywhere.
+`wandb` gives runs that keep what is logged; `lightning` gives empty base classes. Both stand in also where the true
+ones are installed, so that the cases give the same everywhere.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The span vectors, driven through nv-one-logger itself and through warptrace's names for it.
 
-The original proves the driver: it must give what was once observed of it. Ours must, too, but for the cases of DISPUTED.md, which
-must give what stands in `spans/reviewed`.
+The original proves the driver: it must give what was once observed of it. Ours must, too, but for the cases of
+DISPUTED.md, which must give what stands in `spans/reviewed`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,13 @@ def package(request: pytest.FixtureRequest) -> str:
     root: str = request.param
     needed = ["pydantic", "yaml", "opentelemetry.sdk"]
     if root == ORIGINAL:
-        parts = ("core.time", "otel.exporter", "wandb.exporter", "training_telemetry.api", "training_telemetry.integration")
+        parts = (
+            "core.time",
+            "otel.exporter",
+            "wandb.exporter",
+            "training_telemetry.api",
+            "training_telemetry.integration",
+        )
         needed += [ORIGINAL, *(f"{ORIGINAL}.{part}" for part in parts)]
     if (name := missing(tuple(needed))) is not None:
         pytest.skip(f"{name} is not installed")

@@ -30,8 +30,8 @@ _said: set[str] = set()
 def guarded(function: Callable[P, R]) -> Callable[P, R]:
     """Skips the call, and gives None, while the library is off.
 
-    What the call raises is reported to the exporters, once; then it is raised, or by the quiet strategy logged once, and the
-    library is off from then on.
+    What the call raises is reported to the exporters, once; then it is raised, or by the quiet strategy logged once,
+    and the library is off from then on.
     """
     name = function.__name__
 

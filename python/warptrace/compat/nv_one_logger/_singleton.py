@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
 
@@ -16,17 +16,17 @@ class _OnlyInstance(type):
 
 
 class Singleton(metaclass=_OnlyInstance):
-    _lock = threading.RLock()
+    _lock: ClassVar[threading.RLock] = threading.RLock()
+    _instances: ClassVar[dict[type, Any]] = {}
 
     @classmethod
     def instance(cls: type[T]) -> T:
         """The process's own; made when first asked for."""
-        found = cls.__dict__.get("_instance")
+        found = Singleton._instances.get(cls)
         if found is None:
             with Singleton._lock:
-                found = cls.__dict__.get("_instance")
+                found = Singleton._instances.get(cls)
                 if found is None:
-                    found = cls.__new__(cls)
-                    found.__init__()  # type: ignore[misc]
-                    cls._instance = found  # type: ignore[attr-defined]
-        return found  # type: ignore[no-any-return]
+                    found = Singleton._instances[cls] = type.__call__(cls)
+        made: T = found
+        return made

@@ -23,7 +23,8 @@ def timed_span(
     span_attributes: Attributes | None = None,
     start_event_attributes: Attributes | None = None,
 ) -> Generator[Span, None, None]:
-    """A span around the block, or as a decorator around each call; its value is the span, or None when calls are skipped.
+    """A span around the block, or as a decorator around each call; its value is the span, or None when calls are
+    skipped.
 
     An exception of the block is recorded, and goes on as it is, whatever becomes of its record.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar
 
 from warptrace.compat.nv_one_logger.core.exceptions import OneLoggerError, assert_that
@@ -16,7 +15,8 @@ _A = TypeVar("_A", bound="Attributes")
 class Attribute:
     """A name and a value: a string, a boolean, an integer, a double, or a list of one of them.
 
-    Raises OneLoggerError for a list whose items are not all of its first item's type, where a boolean is an integer too.
+    Raises OneLoggerError for a list whose items are not all of its first item's type, where a boolean is an integer
+    too.
     """
 
     __slots__ = ("name", "value")
@@ -43,7 +43,7 @@ class Attribute:
 class Attributes(dict[str, Attribute]):
     """Attributes by name, in the order in which they were first given."""
 
-    __hash__: ClassVar[None]  # type: ignore[assignment]
+    __hash__: ClassVar[None]
 
     def __init__(self, dictionary: dict[str, Any] | None = None) -> None:
         super().__init__()
@@ -80,16 +80,20 @@ class Attributes(dict[str, Attribute]):
         return {str(name): attribute.value for name, attribute in self.items()}
 
     def get_bool_value(self, attribute_name: str) -> bool | None:
-        return self._typed(attribute_name, bool)
+        value: bool | None = self._typed(attribute_name, bool)
+        return value
 
     def get_int_value(self, attribute_name: str) -> int | None:
-        return self._typed(attribute_name, int)
+        value: int | None = self._typed(attribute_name, int)
+        return value
 
     def get_float_value(self, attribute_name: str) -> float | None:
-        return self._typed(attribute_name, (float, int))
+        value: float | None = self._typed(attribute_name, (float, int))
+        return value
 
     def get_str_value(self, attribute_name: str) -> str | None:
-        return self._typed(attribute_name, str)
+        value: str | None = self._typed(attribute_name, str)
+        return value
 
     def _typed(self, name: str, kind: Any) -> Any:
         attribute = self.get(name)
@@ -98,12 +102,6 @@ class Attributes(dict[str, Attribute]):
         value = attribute.value
         assert_that(isinstance(value, kind), f"attribute {name!r} is {value!r}", "attribute_type_mismatch")
         return value
-
-    def values_of(self, *names: str) -> Iterator[Any]:
-        """The values of those names, None for what is not there."""
-        for name in names:
-            attribute = self.get(name)
-            yield None if attribute is None else attribute.value
 
     def to_json(self) -> dict[str, Any]:
         return self.plain()

@@ -125,7 +125,9 @@ class Span:
         return self._updated
 
     def duration_msec(self) -> int:
-        """Milliseconds from start to stop, truncated; by the monotonic clock. Raises OneLoggerError while it is active."""
+        """Milliseconds from start to stop, truncated; by the monotonic clock. Raises OneLoggerError while it is
+        active.
+        """
         if self._stop is None:
             raise OneLoggerError(f"span {self.name_str!r} is still running", "span_not_stopped")
         start, stop = self.start_event.timestamp, self._stop.timestamp
@@ -148,9 +150,7 @@ class Span:
         self._events.append(event)
         return event
 
-    def stop(
-        self, stop_event_attributes: Attributes | None = None, stop_time: TracingTimestamp | None = None
-    ) -> None:
+    def stop(self, stop_event_attributes: Attributes | None = None, stop_time: TracingTimestamp | None = None) -> None:
         """Stops the span, once. Recorders do so by themselves."""
         if self.active:
             self._stop_with(Event.create(StandardEventName.SPAN_STOP, stop_event_attributes, stop_time))

@@ -1,7 +1,7 @@
 """Records of spans as JSON objects, one for each thing that happened.
 
-A span that is started is written when something else is exported or time has come to flush; when its stop comes first, both
-are one record of type ``complete``.
+A span that is started is written when something else is exported or time has come to flush; when its stop comes
+first, both are one record of type ``complete``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Which exporters there are, by the program, a file, and installed packages.
 
-A file that replaces what packages say, then the program's own list merged over it by class. Only the program can name a class that
-is to be imported: a file, which may lie in whatever folder the program was started in, names exporters that are here already.
+A file that replaces what packages say, then the program's own list merged over it by class. Only the program can name
+a class that is to be imported: a file, which may lie in whatever folder the program was started in, names exporters
+that are here already.
 """
 
 from __future__ import annotations
@@ -83,9 +84,7 @@ def _merged(base: list[ExporterConfig], direct: list[ExporterConfig]) -> list[Ex
         if over is None:
             merged[entry.class_name] = entry
         elif entry.class_name not in merged:
-            merged[entry.class_name] = ExporterConfig(
-                entry.class_name, {**entry.config, **over.config}, over.enabled
-            )
+            merged[entry.class_name] = ExporterConfig(entry.class_name, {**entry.config, **over.config}, over.enabled)
     for name, entry in last.items():
         merged.setdefault(name, entry)
     return list(merged.values())
@@ -119,7 +118,7 @@ def _read(path: Path) -> Any:
         case ".json":
             return json.loads(path.read_text(encoding="utf-8"))
         case ".yaml" | ".yml":
-            import yaml
+            import yaml  # type: ignore[import-untyped, unused-ignore]
 
             return yaml.safe_load(path.read_text(encoding="utf-8"))
         case suffix:
@@ -136,7 +135,8 @@ def _make(entry: ExporterConfig) -> Exporter:
     config = dict(entry.config)
     if "file_path" in config:
         config["file_path"] = Path(config["file_path"])
-    return found(**config)
+    made: Exporter = found(**config)
+    return made
 
 
 def _class(name: str, *, may_import: bool) -> Any:

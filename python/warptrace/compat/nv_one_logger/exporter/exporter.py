@@ -15,7 +15,8 @@ class ExportError(OneLoggerError):
 
 
 class Exporter(ABC):
-    """Takes what a recorder records. Any exception is a failed export: it reaches this exporter's report, never the program.
+    """Takes what a recorder records. Any exception is a failed export: it reaches this exporter's report, never the
+    program.
 
     Events of start and stop come with the span, not by ``export_event``.
     """
@@ -49,7 +50,9 @@ class _State(Enum):
 
 
 class BaseExporter(Exporter):
-    """An exporter that knows whether it may export: every export is an ExportError before ``initialize`` and after ``close``."""
+    """An exporter that knows whether it may export: every export is an ExportError before ``initialize`` and after
+    ``close``.
+    """
 
     def __init__(self) -> None:
         self._state = _State.NEW

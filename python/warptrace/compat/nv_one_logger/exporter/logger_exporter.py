@@ -19,8 +19,8 @@ _PLAIN_KEY = re.compile(r"(?! )[^.=|\[\]\"\\\x00-\x1f\x7f]+(?<! )")
 class LoggerExporter(BaseJsonExporter):
     """Logs one line at INFO for each record.
 
-    Objects within objects are dotted keys. A key with a dot of its own, or anything else that would not read back, is a JSON
-    string: ``attributes."gen_ai.system"="x"``.
+    Objects within objects are dotted keys. A key with a dot of its own, or anything else that would not read back, is
+    a JSON string: ``attributes."gen_ai.system"="x"``.
     """
 
     def __init__(self, logger: logging.Logger) -> None:

@@ -20,9 +20,6 @@ from warptrace.compat.nv_one_logger.core.span import Span, SpanName
 from warptrace.compat.nv_one_logger.core.time import TracingTimestamp, read_clocks
 from warptrace.compat.nv_one_logger.exporter.exporter import Exporter
 
-CLOSE_TIMEOUT_SECS = 10.0
-"""How long ``close`` waits for warptrace's own exporters; those of this package are called as they are."""
-
 
 class ExportCustomizationMode(Enum):
     EXPORT_ALL_SPANS = 1
@@ -158,8 +155,7 @@ class _Outlet(native.Exporter):
 class DefaultRecorder(Recorder):
     """Hands each span and event to every exporter, in order, in the thread that records.
 
-    An exporter that fails is told so once, and is left out after five failures; the program sees none of that. Exporters
-    of warptrace's own may stand among them.
+    An exporter that fails is told so once, and is left out after five failures; the program sees none of that.
     """
 
     def __init__(
@@ -171,8 +167,7 @@ class DefaultRecorder(Recorder):
         self._exporters = list(exporters)
         options = filter_options(export_customization_mode, span_name_filter)
         for exporter in self._exporters:
-            if not isinstance(exporter, native.NativeExporter):
-                exporter.initialize()
+            exporter.initialize()
         self._bridge = self._make_bridge()
         self._hand = self._bridge.hand
         options |= {"direct": True, "on_error": "raise", "failures_in_a_row": False, "clock": read_clocks}
@@ -181,14 +176,12 @@ class DefaultRecorder(Recorder):
     def _make_bridge(self) -> Bridge:
         return Bridge()
 
-    def _make_recorder(self, outlets: Sequence[Any], options: dict[str, Any]) -> native.Recorder:
+    def _make_recorder(self, outlets: Sequence[native.Exporter], options: dict[str, Any]) -> native.Recorder:
         return native.Recorder(outlets, **options)
 
-    def _outlet(self, exporter: Any) -> Any:
-        if isinstance(exporter, native.NativeExporter):
-            return exporter
+    def _outlet(self, exporter: Exporter) -> native.Exporter:
         # Named as the exporter is, for its reports.
-        kind = type(type(exporter).__name__, (_Outlet,), {})
+        kind: type[_Outlet] = type(type(exporter).__name__, (_Outlet,), {})
         return kind(exporter, self._bridge, exporter is self._exporters[0])
 
     @property
@@ -278,7 +271,7 @@ class DefaultRecorder(Recorder):
 
     @guarded
     def close(self) -> None:
-        self._recorder.close(timeout_secs=CLOSE_TIMEOUT_SECS)
+        self._recorder.close()
         self._bridge.all_stopped()
         self._let_out()
 

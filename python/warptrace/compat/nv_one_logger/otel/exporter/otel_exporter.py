@@ -24,11 +24,12 @@ _NO_CONTEXT = trace.set_span_in_context(trace.INVALID_SPAN)
 class OTelExporter(BaseExporter):
     """Each span, and a span of no length for each of its events, which stands as an event on the span itself, too.
 
-    The parent is that of the span, also when it has ended or is not exported; a span without one is the child of the program's own
-    current OpenTelemetry span, which stays as it is. A telemetry data error belongs to the latest span that is open.
+    The parent is that of the span, also when it has ended or is not exported; a span without one is the child of the
+    program's own current OpenTelemetry span, which stays as it is. A telemetry data error belongs to the latest span
+    that is open.
 
-    span_id_as_text: ``one_logger_span_id`` as 32 hexadecimal digits; by default it is a number of 128 bits, which in-process
-    exporters take and OTLP cannot carry.
+    span_id_as_text: ``one_logger_span_id`` as 32 hexadecimal digits; by default it is a number of 128 bits, which
+    in-process exporters take and OTLP cannot carry.
     """
 
     def __init__(self, otel_span_exporter: SpanExporter, *, span_id_as_text: bool = False) -> None:

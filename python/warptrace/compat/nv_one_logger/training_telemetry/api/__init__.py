@@ -29,7 +29,12 @@ from warptrace.compat.nv_one_logger.training_telemetry.api.callbacks import (
 )
 from warptrace.compat.nv_one_logger.training_telemetry.api.checkpoint import CheckPointStrategy
 from warptrace.compat.nv_one_logger.training_telemetry.api.config import TrainingTelemetryConfig
-from warptrace.compat.nv_one_logger.training_telemetry.api.context import application, checkpoint_save, training_iteration, training_loop
+from warptrace.compat.nv_one_logger.training_telemetry.api.context import (
+    application,
+    checkpoint_save,
+    training_iteration,
+    training_loop,
+)
 from warptrace.compat.nv_one_logger.training_telemetry.api.spans import StandardTrainingJobSpanName
 from warptrace.compat.nv_one_logger.training_telemetry.api.training_recorder import TrainingRecorder
 from warptrace.compat.nv_one_logger.training_telemetry.api.training_telemetry_provider import (

@@ -99,11 +99,11 @@ class TrainingLoopAttributes(TypedAttributes):
 
     @classmethod
     def create(cls: type[_A], *args: Any, **kwargs: Any) -> _A:
-        new = super().create(*args, **kwargs)  # type: ignore[misc]
+        new = super().create(*args, **kwargs)
         for name in ("train_iterations_start", "train_samples_start"):
             value = new[name].value
             assert_that(value >= 0, f"{name} is {value}, and must not be negative", f"negative_{name}")
-        return cast(_A, new)
+        return new
 
 
 class CheckpointSaveSpanAttributes(TypedAttributes):
@@ -126,7 +126,7 @@ class OneLoggerInitializationAttributes(TypedAttributes):
     @classmethod
     def create(cls: type[_A], *args: Any, **kwargs: Any) -> _A:
         given = _metadata(dict(cls._signature.bind(*args, **kwargs).arguments))
-        return cast(_A, super().create(**given))  # type: ignore[misc]
+        return super().create(**given)
 
 
 class TrainingTelemetryAttributes(TypedAttributes):
@@ -149,7 +149,7 @@ class TrainingTelemetryAttributes(TypedAttributes):
     @classmethod
     def create(cls: type[_A], *args: Any, **kwargs: Any) -> _A:
         given = _metadata(dict(cls._signature.bind(*args, **kwargs).arguments))
-        return cast(_A, super().create(**given))  # type: ignore[misc]
+        return super().create(**given)
 
     @property
     def app_type(self) -> str | None:

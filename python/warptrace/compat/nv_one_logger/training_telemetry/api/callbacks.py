@@ -87,7 +87,7 @@ def on_train_start(
     train_samples_target_or_fn: int | Callable[[], int] | None = None,
     start_time_msec: float | None = None,
 ) -> Span:
-    """Samples begin at iterations times batch size, unless they are given; targets are the configuration's, unless given."""
+    """Samples begin at iterations times batch size, and targets are the configuration's, unless they are given."""
     return _recorder().begin(
         "train",
         start_time_msec,

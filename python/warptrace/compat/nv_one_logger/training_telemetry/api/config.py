@@ -18,7 +18,8 @@ BoolOrFn = bool | Callable[[], bool]
 class TrainingTelemetryConfig(BaseModel):
     """What is named ``x_or_fn`` is a value or a function, which is called each time ``x`` is used.
 
-    Raises OneLoggerError for a batch size or an interval that is not positive, and for throughput without the flops of a sample.
+    Raises OneLoggerError for a batch size or an interval that is not positive, and for throughput without
+    ``flops_per_sample``.
     """
 
     perf_tag_or_fn: str | list[str] | Callable[[], str | list[str]]
@@ -43,7 +44,8 @@ class TrainingTelemetryConfig(BaseModel):
 
     @property
     def perf_tag(self) -> str | list[str]:
-        return value_of(self.perf_tag_or_fn)
+        tag = self.perf_tag_or_fn
+        return tag() if callable(tag) else tag
 
     @property
     def global_batch_size(self) -> int:
@@ -94,5 +96,6 @@ class TrainingTelemetryConfig(BaseModel):
         assert_that(self.global_batch_size > 0, "the batch size is positive", "global_batch_size_not_positive")
         assert_that(self.log_every_n_train_iterations > 0, "the interval is positive", "log_every_n_not_positive")
         if self.is_log_throughput_enabled:
-            assert_that((self.flops_per_sample or 0) > 0, "throughput needs flops_per_sample", "flops_per_sample_required")
+            flops = self.flops_per_sample or 0
+            assert_that(flops > 0, "throughput needs flops_per_sample", "flops_per_sample_required")
         return self

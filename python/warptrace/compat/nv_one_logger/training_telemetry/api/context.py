@@ -61,9 +61,7 @@ def training_loop(
 
 @contextmanager
 def training_iteration() -> Generator[Span, None, None]:
-    yield from _around(
-        callbacks.on_training_single_iteration_start(), callbacks.on_training_single_iteration_end
-    )
+    yield from _around(callbacks.on_training_single_iteration_start(), callbacks.on_training_single_iteration_end)
 
 
 @contextmanager
@@ -73,9 +71,7 @@ def validation_loop() -> Generator[Span, None, None]:
 
 @contextmanager
 def validation_iteration() -> Generator[Span, None, None]:
-    yield from _around(
-        callbacks.on_validation_single_iteration_start(), callbacks.on_validation_single_iteration_end
-    )
+    yield from _around(callbacks.on_validation_single_iteration_start(), callbacks.on_validation_single_iteration_end)
 
 
 @contextmanager
@@ -85,7 +81,7 @@ def testing_loop() -> Generator[Span, None, None]:
 
 @contextmanager
 def checkpoint_save(global_step: int) -> Generator[Span, None, None]:
-    """Reports success where saving is done when the block is; what is saved asynchronously reports it by its callback."""
+    """Reports success where saving ends with the block; what is saved asynchronously reports it by its callback."""
     span = callbacks.on_save_checkpoint_start(global_step)
 
     def succeeded() -> None:

@@ -33,7 +33,8 @@ def settings_of(config: TrainingTelemetryConfig) -> SimpleNamespace:
 
 
 class TrainingRecorder(DefaultRecorder):
-    """A recorder that knows what a training job does. The callbacks drive it; names of its spans are active at most once.
+    """A recorder that knows what a training job does: the callbacks drive it. Names of its spans are active at most
+    once.
 
     Its own ``on_...`` methods take moments; they are for those who call them already, and raise what is wrong.
     """
@@ -51,7 +52,7 @@ class TrainingRecorder(DefaultRecorder):
     def _make_bridge(self) -> Bridge:
         return Bridge(attributes_of)
 
-    def _make_recorder(self, outlets: Sequence[Any], options: dict[str, Any]) -> native.Recorder:
+    def _make_recorder(self, outlets: Sequence[native.Exporter], options: dict[str, Any]) -> native.Recorder:
         job = self._job
         training: Any = job.telemetry_config
         self._training = native.Training(

@@ -31,9 +31,7 @@ class TimeEventCallback(Callback):  # type: ignore[misc]
     Calls that Lightning has no hook for are made by the application, or by a trainer of ``hook_trainer_cls``.
     """
 
-    def __init__(
-        self, training_telemetry_provider: TrainingTelemetryProvider, call_on_app_start: bool = True
-    ) -> None:
+    def __init__(self, training_telemetry_provider: TrainingTelemetryProvider, call_on_app_start: bool = True) -> None:
         super().__init__()
         self._provider = training_telemetry_provider
         if call_on_app_start:
@@ -170,7 +168,10 @@ def hook_trainer_cls(
     training_telemetry_provider: TrainingTelemetryProvider,
     telemetry_callback: TimeEventCallback | None = None,
 ) -> tuple[T, TimeEventCallback]:
-    """Changes a trainer's class: its trainers have the callback first, as ``nv_one_logger_callback``, and it hears of checkpoints."""
+    """Changes a trainer's class: its trainers have the callback before all others, and tell it of checkpoints.
+
+    They give it as ``nv_one_logger_callback``.
+    """
     callback = telemetry_callback or TimeEventCallback(training_telemetry_provider)
     init, save = cls.__init__, cls.save_checkpoint
 
@@ -191,9 +192,7 @@ def hook_trainer_cls(
 class OneLoggerPTLTrainer(Trainer):  # type: ignore[misc]
     """A trainer that has the callback."""
 
-    def __init__(
-        self, trainer_config: dict[str, Any], training_telemetry_provider: TrainingTelemetryProvider
-    ) -> None:
+    def __init__(self, trainer_config: dict[str, Any], training_telemetry_provider: TrainingTelemetryProvider) -> None:
         self._telemetry_callback = TimeEventCallback(training_telemetry_provider)
         super().__init__(**_with_callback(self._telemetry_callback, trainer_config))
 

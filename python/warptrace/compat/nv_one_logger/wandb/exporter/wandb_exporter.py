@@ -121,9 +121,7 @@ class WandBExporterBase(BaseExporter):
 class WandBExporterSync(WandBExporterBase):
     """Logs in the thread that records."""
 
-    def __init__(
-        self, config: Config, metric_naming_strategy: MetricNamingStrategy | None = None
-    ) -> None:
+    def __init__(self, config: Config, metric_naming_strategy: MetricNamingStrategy | None = None) -> None:
         super().__init__(config, metric_naming_strategy or HierarchicalMetricNamingStrategy())
         self._run: Any = None
 
@@ -144,9 +142,7 @@ class WandBExporterSync(WandBExporterBase):
 class WandBExporterAsync(WandBExporterBase):
     """Logs in a process of its own. What it cannot log is an ExportError of a later call."""
 
-    def __init__(
-        self, config: Config, metric_naming_strategy: MetricNamingStrategy | None = None
-    ) -> None:
+    def __init__(self, config: Config, metric_naming_strategy: MetricNamingStrategy | None = None) -> None:
         super().__init__(config, metric_naming_strategy or HierarchicalMetricNamingStrategy())
         self._here, there = multiprocessing.Pipe()
         self._process = multiprocessing.Process(target=_log_all, args=(config, there), daemon=True)
@@ -205,9 +201,7 @@ def _log_all(config: Config, pipe: Connection) -> None:
 def _begin(config: Config) -> Any:
     """Logs in, and begins the run, whatever run the program has itself."""
     with _without("WANDB_RUN_ID", "WANDB_SERVICE"):
-        wandb.login(
-            anonymous="allow", key=config.api_key or None, host=config.host, timeout=_LOGIN_TIMEOUT_SECS
-        )
+        wandb.login(anonymous="allow", key=config.api_key or None, host=config.host, timeout=_LOGIN_TIMEOUT_SECS)
         return wandb.init(
             project=config.project,
             entity=config.entity,
