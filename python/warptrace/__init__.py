@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from warptrace.spans import event as event
     from warptrace.spans import shutdown as shutdown
     from warptrace.spans import span as span
-    from warptrace.training import Training as Training
-    from warptrace.training import TrainingConfig as TrainingConfig
     from warptrace.tables import ArrowTable as ArrowTable
     from warptrace.tables import load_annotations as load_annotations
     from warptrace.tables import load_memory as load_memory
     from warptrace.tables import load_run_log as load_run_log
     from warptrace.tables import load_session_table as load_session_table
+    from warptrace.training import Training as Training
+    from warptrace.training import TrainingConfig as TrainingConfig
 
 # Public names by the module that has them; loaded when first asked for (PEP 562).
 _NAMES: dict[str, str] = {
@@ -74,8 +74,8 @@ _MODULES: frozenset[str] = frozenset(
         "opentelemetry",
         "run_log",
         "spans",
-        "training",
         "tables",
+        "training",
     }
 )
 

@@ -5,11 +5,14 @@
 //! Each subject registers its names in a submodule's file; nothing else stands here.
 
 mod annotation;
+mod capture;
+mod exporters;
 mod memory;
 mod run_log;
 mod said;
 mod span;
 mod tables;
+mod training;
 mod value;
 
 use pyo3::prelude::*;
@@ -18,8 +21,11 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     annotation::register(module)?;
+    capture::register(module)?;
+    exporters::register(module)?;
     memory::register(module)?;
     run_log::register(module)?;
     span::register(module)?;
-    tables::register(module)
+    tables::register(module)?;
+    training::register(module)
 }
