@@ -1,4 +1,4 @@
-"""The request logger against vLLM's own classes, which can be imported without a GPU; an engine cannot run without one."""
+"""The request logger against vLLM's own classes, which can be imported without a GPU; its engine needs one."""
 
 import inspect
 import os
@@ -17,7 +17,8 @@ from vllm.outputs import RequestOutput  # noqa: E402
 from vllm.v1.engine import FinishReason  # noqa: E402
 from vllm.v1.metrics.stats import IterationStats, RequestStateStats, SchedulerStats  # noqa: E402
 
-from warptrace.adapters import failures, vllm as adapter  # noqa: E402
+from warptrace.adapters import failures  # noqa: E402
+from warptrace.adapters import vllm as adapter  # noqa: E402
 
 CONFIG = SimpleNamespace(model_config=SimpleNamespace(served_model_name="llm", model="/m"))
 
