@@ -3,9 +3,10 @@
 >>> with MemoryTracker("memory/") as tracker:  # doctest: +SKIP
 ...     train()
 
-A thread of its own samples what PyTorch's allocator holds (once the job has imported torch and begun to use CUDA; nothing is
-imported or begun for it) and what the driver says of the device, for all processes. Both are kept apart: neither is derived
-from the other, and what is not known is None. The folder is read by ``warptrace memory``, ``load_memory`` and stormlog.
+A thread of its own samples what PyTorch's allocator holds (once the job has imported torch and begun to use CUDA; nothing
+is imported or begun for it) and what the driver says of the device, for all processes. Both are kept apart: neither is
+derived from the other, and what is not known is None. The folder is read by ``warptrace memory``, ``load_memory`` and
+stormlog.
 """
 
 from __future__ import annotations
@@ -214,7 +215,8 @@ class MemoryTracker:
         return {"session_id": str(uuid.uuid4()), "host": host, "pid": os.getpid(), **identity}
 
     def _run(self, sampler: _Sampler, stopping: threading.Event) -> None:
-        self._emit("start", "Memory tracking started", {}, None, None)
+        with self._quietly("the start was not written"):
+            self._emit("start", "Memory tracking started", {}, None, {})
         due = time.monotonic()
         while not stopping.is_set():
             with self._quietly("a sample failed"):
@@ -223,7 +225,8 @@ class MemoryTracker:
             # What took too long is left out, not caught up with.
             due = max(due + self._interval_secs, time.monotonic())
             stopping.wait(due - time.monotonic())
-        self._emit("stop", "Memory tracking stopped", {}, None, None)
+        with self._quietly("the end was not written"):
+            self._emit("stop", "Memory tracking stopped", {}, None, {})
 
     def _emit_sample(self, sample: _Sample) -> None:
         if sample.new_peak_bytes is not None:
@@ -358,8 +361,8 @@ class _Sampler:
             before = self._allocated.get(device)
             sample.change_bytes = None if before is None else allocated - before
             self._allocated[device] = allocated
-        # The allocator's own peak counter sees what came and went between two samples. It is the job's, and is not reset
-        # here; when the job does, peaks count from there.
+        # The allocator's own peak counter sees what came and went between two samples. It is the job's, and is not
+        # reset here; when the job does, peaks count from there.
         peak = stats.get("allocated_bytes.all.peak")
         if peak is not None:
             before = self._peak.get(device, 0)

@@ -73,6 +73,8 @@ pub(crate) fn with_place<T>(
     } else {
         let name = path.file_name().and_then(|name| name.to_str());
         let name = name.ok_or_else(|| unreadable(io::ErrorKind::InvalidFilename.into()))?;
+        // What the caller names must be there to be read; a segment of a folder may be left out.
+        open_file(path).map_err(unreadable)?;
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
         (parent.unwrap_or(Path::new(".")), Some(name))
     };
