@@ -82,16 +82,18 @@ def _say_once(message: str) -> None:
 def _propagates(provider: OneLoggerProvider, function: str, error: Exception) -> bool:
     from warptrace.compat.nv_one_logger.api.config import OneLoggerErrorHandlingStrategy
 
+    if _reporting.now:
+        # It is this report that failed.
+        return True
     description = describe(function, error)
     recorder = provider.recorder
-    if not _reporting.now:
-        _reporting.now = True
-        try:
-            recorder.telemetry_data_error(description)
-        except Exception as e:
-            logger.debug("not reported: %s", e)
-        finally:
-            _reporting.now = False
+    _reporting.now = True
+    try:
+        recorder.telemetry_data_error(description)
+    except Exception as e:
+        logger.debug("not reported: %s", e)
+    finally:
+        _reporting.now = False
     if provider.config.error_handling_strategy is OneLoggerErrorHandlingStrategy.PROPAGATE_EXCEPTIONS:
         logger.error(description)
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import cached_property
 from typing import Any
 
 from opentelemetry import trace
@@ -37,21 +38,27 @@ class OTelExporter(BaseExporter):
         self._to = otel_span_exporter
         self._as_text = span_id_as_text
         self._provider: TracerProvider | None = None
-        self._tracer: trace.Tracer = trace.NoOpTracer()
         self._open: dict[Any, trace.Span] = {}
         # A child may start after its parent has ended.
         self._contexts: weakref.WeakKeyDictionary[Span, Any] = weakref.WeakKeyDictionary()
 
-    def initialize(self) -> None:
+    @cached_property
+    def _tracer(self) -> trace.Tracer:
+        # Made when the first span is exported: then the application's name is known.
         self._provider = TracerProvider(resource=_resource())
         self._provider.add_span_processor(BatchSpanProcessor(self._to))
-        self._tracer = self._provider.get_tracer("one_logger")
+        return self._provider.get_tracer("one_logger")
+
+    def initialize(self) -> None:
+        vars(self).pop("_tracer", None)
         super().initialize()
 
     def close(self) -> None:
         super().close()
         if self._provider is not None:
             self._provider.shutdown()
+        else:
+            self._to.shutdown()
         self._open.clear()
 
     def flush(self) -> None:

@@ -97,14 +97,6 @@ class TrainingLoopAttributes(TypedAttributes):
     train_iterations_target = _Optional[int](int)
     train_samples_target = _Optional[int](int)
 
-    @classmethod
-    def create(cls: type[_A], *args: Any, **kwargs: Any) -> _A:
-        new = super().create(*args, **kwargs)
-        for name in ("train_iterations_start", "train_samples_start"):
-            value = new[name].value
-            assert_that(value >= 0, f"{name} is {value}, and must not be negative", f"negative_{name}")
-        return new
-
 
 class CheckpointSaveSpanAttributes(TypedAttributes):
     checkpoint_strategy = _Required[CheckPointStrategy](CheckPointStrategy)
