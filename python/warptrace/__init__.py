@@ -8,9 +8,12 @@ Importing this package is cheap: it loads neither its native module nor anything
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+# Type checkers take it for true. `typing` itself takes most of the time that an import of this package may take.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from warptrace._native import __version__ as __version__
     from warptrace.annotation import AnnotationCounts as AnnotationCounts
     from warptrace.annotation import AnnotationWriter as AnnotationWriter
@@ -82,9 +85,9 @@ _MODULES: frozenset[str] = frozenset(
 __all__ = [
     "AnnotationCounts",
     "AnnotationWriter",
+    "ArrowTable",
     "Event",
     "Exporter",
-    "ArrowTable",
     "MemoryExporter",
     "MemoryTracker",
     "Recorder",

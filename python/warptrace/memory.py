@@ -3,10 +3,10 @@
 >>> with MemoryTracker("memory/") as tracker:  # doctest: +SKIP
 ...     train()
 
-A thread of its own samples what PyTorch's allocator holds (once the job has imported torch and begun to use CUDA; nothing
-is imported or begun for it) and what the driver says of the device, for all processes. Both are kept apart: neither is
-derived from the other, and what is not known is None. The folder is read by ``warptrace memory``, ``load_memory`` and
-stormlog.
+A thread of its own samples what PyTorch's allocator holds (once the job has imported torch and begun to use CUDA;
+nothing is imported or begun for it) and what the driver says of the device, for all processes. Both are kept apart:
+neither is derived from the other, and what is not known is None. The folder is read by ``warptrace memory``,
+``load_memory`` and stormlog.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import collections
 import contextlib
 import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -189,7 +188,7 @@ class MemoryTracker:
         """The last sample, of one device or of any."""
         for event in reversed(list(self._events)):
             if event["event_type"] == "sample" and device in (None, event["device_id"]):
-                return event
+                return dict(event)
         return None
 
     def _open_sink(self) -> MemorySink | None:
@@ -209,9 +208,9 @@ class MemoryTracker:
             identity = {"job_id": None, "rank": 0, "local_rank": 0, "world_size": 1}
         if self._sink is not None:
             return self._sink.start_session(_COLLECTOR, identity)
-        import uuid
+        import uuid  # Not needed by those who write a folder.
 
-        host = socket.gethostname() or "unknown"
+        host = os.uname().nodename or "unknown"
         return {"session_id": str(uuid.uuid4()), "host": host, "pid": os.getpid(), **identity}
 
     def _run(self, sampler: _Sampler, stopping: threading.Event) -> None:

@@ -15,7 +15,6 @@ Without a recorder, everything here does nothing.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -118,7 +117,9 @@ def _decorate(function: _F, name: str, attributes: Mapping[str, Any] | None, rec
     def open_span() -> Span:
         return span(named, attributes) if recorder is None else recorder.span(named, attributes)
 
-    if asyncio.iscoroutinefunction(function):
+    import inspect  # Not at the top: it takes longer than all the rest of this package.
+
+    if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def in_span_async(*args: Any, **kwargs: Any) -> Any:

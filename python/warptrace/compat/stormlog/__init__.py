@@ -1,8 +1,8 @@
 """The telemetry names of the package ``stormlog`` 0.4.3, over ours.
 
 ``warptrace.compat.stormlog.telemetry`` is its module ``stormlog.telemetry``, and ``session`` what that needs of
-``stormlog.session``. Its trackers, profilers and analyses are not here: ``warptrace.MemoryTracker`` and ``warptrace memory``
-do their work.
+``stormlog.session``. Its trackers, profilers and analyses are not here: ``warptrace.MemoryTracker`` and
+``warptrace memory`` do their work.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """``stormlog.telemetry`` 0.4.3: records of any version, sessions and projected records.
 
 What its functions take and give is the same, and so are their errors; documents and folders are read by our own
-decoder. Where that package's own code fails by accident (a KeyError for a record without metadata), ours is a ValueError.
+decoder. Where that package's own code fails by accident (a KeyError for a record without metadata), ours is a
+ValueError.
 """
 
 from __future__ import annotations
