@@ -17,13 +17,14 @@
 //! | `trace_id` | `start`, `stop`, `complete` | 32 hexadecimal digits |
 //! | `parent_id` | the same, absent in a root | the parent's `id`; of another library's span its 16 hexadecimal digits |
 //! | `thread_id` | the same | thread of the operating system that started the span; absent when not known |
-//! | `start_unix_ns`, `end_unix_ns` | the same | exact ns since the Unix epoch; the end is as long after the start as the monotonic clock says |
-//! | `time_unix_ns` | the others | when it was |
+//! | `time_unix_ns` | all | when what the record tells was, exact ns since the Unix epoch; of `stop` and `complete` the end, which is as long after the start as the monotonic clock says |
+//! | `duration_ns` | `stop`, `complete` | from start to end, by the monotonic clock |
 //! | `dropped_attributes` | any, when not 0 | attributes left out because the record would have been longer than [`MAX_RECORD_BYTES`] |
 //! | `dropped_events` | `stop`, `complete`, when not 0 | events that the span did not keep, each of which has a record all the same |
 //! | `non_finite` | any, when there is one | see below |
 //!
-//! The ns are numbers, not strings: `pandas.read_json` makes doubles of strings of digits, and loses their last three.
+//! Every record has the time, and it is a number, so that `pandas.read_json(lines=True)` keeps it exact: that makes doubles of strings of
+//! digits, and of integers in columns which some records lack; a duration is exact in a double up to 104 days.
 //!
 //! **Not a number.** Doubles that JSON cannot say are the strings `"NaN"`, `"Infinity"` and `"-Infinity"`, as in Protocol Buffers'
 //! JSON, and `non_finite` lists the places of such values: `["attributes.loss"]`. Those three words anywhere in a value that is

@@ -141,8 +141,15 @@ impl Record {
 }
 
 fn span(object: &mut Object, stage: Stage) -> Result<SpanPart, DecodeError> {
-    let start_unix_nanos = int(object, "start_unix_ns")?;
-    let end_unix_nanos = int(object, "end_unix_ns")?;
+    let time: Option<i64> = int(object, "time_unix_ns")?;
+    let duration: Option<i64> = int(object, "duration_ns")?;
+    let (start_unix_nanos, end_unix_nanos) = match stage {
+        Stage::Start => (time, None),
+        _ => {
+            let start = time.zip(duration).map(|(end, long)| end.checked_sub(long));
+            (start.flatten(), time)
+        }
+    };
     Ok(SpanPart {
         id: uuid(object, "id")?,
         name: text(object, "name")?.into(),

@@ -135,9 +135,11 @@ impl<'o> Writer<'o> {
             if span.thread != 0 {
                 self.number(",\"thread_id\":", i64::from(span.thread));
             }
-            self.number(",\"start_unix_ns\":", span.start_unix_nanos);
-            if let Some(ended) = ended {
-                self.number(",\"end_unix_ns\":", ended.end_unix_nanos);
+            let time = ended.map_or(span.start_unix_nanos, |ended| ended.end_unix_nanos);
+            self.number(",\"time_unix_ns\":", time);
+            if ended.is_some() {
+                let duration = time.saturating_sub(span.start_unix_nanos);
+                self.number(",\"duration_ns\":", duration);
                 if span.dropped_events > 0 {
                     self.number(",\"dropped_events\":", i64::from(span.dropped_events));
                 }
