@@ -81,7 +81,7 @@ impl AgentSocket {
             let _ = labels.insert(key, text);
         };
         say(SPAN, short(span.name()));
-        if let Some(error) = span.record().error {
+        if let Some(error) = span.error() {
             say(ERROR, short(&error));
         }
         let attributes = span.attributes();

@@ -99,7 +99,7 @@ impl Exporter for Console {
         if more > 0 {
             let _ = write!(line, "  +{more}");
         }
-        if let Some(error) = span.record().error {
+        if let Some(error) = span.error() {
             line.push_str("  ");
             self.paint(&mut line, RED, &format!("ERROR {}", printable(&error)));
         }

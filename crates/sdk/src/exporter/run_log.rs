@@ -112,8 +112,7 @@ impl Exporter for RunLogExporter {
             layout: Layout::Compact,
         };
         let extra = to_string(&Value::Object(extra), compact);
-        let record = span.record();
-        match &record.error {
+        match span.error() {
             None => self.log.request(&Served {
                 model,
                 prompt_tokens: integer(&attributes, &PROMPT_TOKENS).unwrap_or(0),
@@ -122,16 +121,17 @@ impl Exporter for RunLogExporter {
                 extra: &extra,
             }),
             Some(message) => {
-                let exception =
-                    record.events.iter().rev().find_map(|event| {
-                        event.attributes.get(attribute::EXCEPTION_TYPE)?.as_str()
-                    });
+                let events = span.events();
+                let exception = events.iter().rev().find_map(|event| {
+                    let kind = event.own_attributes().get(attribute::EXCEPTION_TYPE);
+                    kind.and_then(Value::as_str)
+                });
                 let code = first(&attributes, &CODE).and_then(Value::as_str);
                 self.log.error(&Failed {
                     model,
                     status: integer(&attributes, &STATUS).unwrap_or(500),
                     code: code.or(exception).unwrap_or("error"),
-                    message,
+                    message: &message,
                     latency_micros,
                     extra: &extra,
                 });

@@ -178,6 +178,11 @@ impl Span {
         self.live().map_or(0, |live| live.dropped_events)
     }
 
+    /// What went wrong in it last, in one line, if anything did.
+    pub fn error(&self) -> Option<Box<str>> {
+        self.live()?.error.clone()
+    }
+
     /// What it was started with.
     pub fn initial_attributes(&self) -> &Attributes {
         &self.0.initial
