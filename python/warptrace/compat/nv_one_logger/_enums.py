@@ -18,4 +18,6 @@ def text_of(name: Enum | str) -> str:
 
     One rule for spans and events; the original gives ``Type.MEMBER`` for the span and the value for the event.
     """
+    if type(name) is str:
+        return name
     return str(name.value) if isinstance(name, Enum) else name

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from warptrace.compat.nv_one_logger._enums import StrEnum, text_of
-from warptrace.compat.nv_one_logger.core.attributes import Attributes
+from warptrace.compat.nv_one_logger.core.attributes import Attribute, Attributes
 from warptrace.compat.nv_one_logger.core.exceptions import OneLoggerError, assert_that
 from warptrace.compat.nv_one_logger.core.time import TracingTimestamp
 
@@ -41,8 +41,8 @@ class Event:
     def __init__(self, name: EventName, timestamp: TracingTimestamp, attributes: Attributes | None = None) -> None:
         self._name = name
         self._timestamp = timestamp
-        self._attributes = Attributes() if attributes is None else attributes.copy()
-        self._attributes.add("timestamp_msec", timestamp.milliseconds_since_epoch)
+        self._attributes = own = Attributes.__new__(Attributes) if attributes is None else attributes.copy()
+        own["timestamp_msec"] = Attribute("timestamp_msec", timestamp.milliseconds_since_epoch)
 
     @classmethod
     def create(

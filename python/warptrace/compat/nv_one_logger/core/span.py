@@ -49,14 +49,14 @@ class Span:
 
     def __init__(
         self,
-        id: uuid.UUID,
+        id: uuid.UUID | str,
         name: SpanName,
         start_event: Event,
         parent_span: Span | None = None,
         span_attributes: Attributes | None = None,
     ) -> None:
-        perf = start_event.timestamp.perf_counter_seconds
-        assert_that(perf, f"span {text_of(name)!r} starts without a monotonic time", "invalid_start_timestamp")
+        if not start_event.timestamp.perf_counter_seconds:
+            raise OneLoggerError(f"span {text_of(name)!r} starts without a monotonic time", "invalid_start_timestamp")
         self._id = id
         self._name = name
         self._parent = parent_span
@@ -82,7 +82,9 @@ class Span:
 
     @property
     def id(self) -> uuid.UUID:
-        return self._id
+        if self._native is not None and isinstance(self._id, str):
+            self._id = uuid.UUID(self._id)
+        return self._id  # type: ignore[return-value]
 
     @property
     def name(self) -> SpanName:

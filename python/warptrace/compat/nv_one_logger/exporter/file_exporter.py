@@ -10,6 +10,8 @@ from typing import Any
 
 from warptrace.compat.nv_one_logger.exporter.base_json_exporter import BaseJsonExporter
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
 
 class FileExporter(BaseJsonExporter):
     """Writes each record as a line, at once: a write that fails is a failed export.
@@ -40,9 +42,9 @@ class FileExporter(BaseJsonExporter):
 
     def _write(self, record: dict[str, Any]) -> None:
         try:
-            text = json.dumps(record, separators=(",", ":"), allow_nan=False)
+            text = _ENCODER.encode(record)
         except ValueError:
-            text = json.dumps(_finite(record), separators=(",", ":"))
+            text = _ENCODER.encode(_finite(record))
         line = memoryview(text.encode("ascii") + b"\n")
         assert self._file is not None
         while line:

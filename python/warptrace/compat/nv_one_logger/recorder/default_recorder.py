@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
@@ -30,8 +29,8 @@ class ExportCustomizationMode(Enum):
 class _Hand(threading.local):
     """What the call of this thread was given, so that exporters see just that, and not a copy."""
 
-    start: tuple[SpanName, Attributes | None, Attributes | None, Span | None] | None = None
-    stop_attributes: Attributes | None = None
+    start: tuple[SpanName, Attributes | None, Attributes | None, Span | None, TracingTimestamp] | None = None
+    stop: tuple[Attributes | None, TracingTimestamp] | None = None
     event: Event | None = None
     interrupt: BaseException | None = None
 
@@ -51,19 +50,19 @@ class Bridge:
         if known is not None:
             return known  # type: ignore[no-any-return]
         given, self.hand.start = self.hand.start, None
-        start = behind.start_event
-        at = TracingTimestamp(*start.timestamp)
         if given is None:
+            start = behind.start_event
+            at = TracingTimestamp(*start.timestamp)
             name: SpanName = behind.name
             attributes: Attributes | None = self._attributes_of(behind.name)(behind.initial_attributes)
             event_attributes: Attributes | None = Attributes(start.own_attributes)
             parent = None
         else:
-            name, attributes, event_attributes, parent = given
+            name, attributes, event_attributes, parent, at = given
         if parent is None and (above := behind.parent) is not None:
             parent = self.span(above)
         start_event = Event(StandardEventName.SPAN_START, at, event_attributes)
-        made = Span(uuid.UUID(behind.id), name, start_event, parent, attributes)
+        made = Span(behind.id, name, start_event, parent, attributes)
         made._native = behind
         behind.set_wrapper(made)
         if behind.active:
@@ -82,11 +81,15 @@ class Bridge:
     def stopped(self, behind: native.Span) -> Span:
         """The same, once it was stopped behind."""
         span = self.span(behind)
-        stop = behind.stop_event
-        if stop is not None and span.active:
-            given, self.hand.stop_attributes = self.hand.stop_attributes, None
-            attributes = Attributes(stop.own_attributes) if given is None else given
-            span._stop_with(Event(StandardEventName.SPAN_STOP, TracingTimestamp(*stop.timestamp), attributes))
+        if span.active and not behind.active:
+            given, self.hand.stop = self.hand.stop, None
+            if given is not None:
+                attributes, at = given
+            elif (stop := behind.stop_event) is not None:
+                attributes, at = Attributes(stop.own_attributes), TracingTimestamp(*stop.timestamp)
+            else:
+                return span
+            span._stop_with(Event(StandardEventName.SPAN_STOP, at, attributes))
             self._open.discard(span)
         return span
 
@@ -198,14 +201,15 @@ class DefaultRecorder(Recorder):
         parent_span: Span | None = None,
     ) -> Span:
         hand = self._hand
-        outer, hand.start = hand.start, (span_name, span_attributes, start_event_attributes, parent_span)
+        at = start_time or TracingTimestamp.now()
+        outer, hand.start = hand.start, (span_name, span_attributes, start_event_attributes, parent_span, at)
         try:
             behind = self._recorder.start(
                 text_of(span_name),
                 attributes=_plain(span_attributes),
                 event_attributes=_plain(start_event_attributes),
                 parent=None if parent_span is None else parent_span._native,
-                start_time=None if start_time is None else start_time.pair,
+                start_time=at.pair,
             )
             span = None if behind is None else self._bridge.span(behind)
         finally:
@@ -223,16 +227,13 @@ class DefaultRecorder(Recorder):
         self._check_open()
         behind = self._behind(span)
         hand = self._hand
-        outer, hand.stop_attributes = hand.stop_attributes, stop_event_attributes
+        at = stop_time or TracingTimestamp.now()
+        outer, hand.stop = hand.stop, (stop_event_attributes, at)
         try:
-            self._recorder.stop(
-                behind,
-                event_attributes=_plain(stop_event_attributes),
-                stop_time=None if stop_time is None else stop_time.pair,
-            )
+            self._recorder.stop(behind, event_attributes=_plain(stop_event_attributes), stop_time=at.pair)
             self._bridge.stopped(behind)
         finally:
-            hand.stop_attributes = outer
+            hand.stop = outer
         self._let_out()
 
     @guarded
