@@ -103,7 +103,7 @@ pub(crate) fn test(root: &Path) -> anyhow::Result<()> {
 }
 
 /// What the tests with frameworks need, in the order in which it is installed: DeepSpeed's build looks for torch.
-const FRAMEWORKS: [&[&str]; 2] = [
+const FRAMEWORKS: [&[&str]; 3] = [
     &[
         "pytest",
         "torch",
@@ -115,8 +115,10 @@ const FRAMEWORKS: [&[&str]; 2] = [
         "mlflow",
         "setuptools",
         "wheel",
+        "nv-one-logger-training-telemetry",
     ],
     &["--no-build-isolation", "deepspeed"],
+    &["--no-deps", "nv-one-logger-pytorch-lightning-integration"],
 ];
 
 /// vLLM's Python, which can be imported without a device, and what that imports; as vLLM wants another torch than the newest,

@@ -29,11 +29,20 @@ class TimeEventCallback(Callback):  # type: ignore[misc]
     """Says what Lightning's hooks say; the application starts with the callback, unless that is said not to be.
 
     Calls that Lightning has no hook for are made by the application, or by a trainer of ``hook_trainer_cls``.
+    report_tests: ``trainer.test`` is a ``testing_loop``; otherwise the application says so itself, by
+    ``on_testing_start`` and ``on_testing_end``.
     """
 
-    def __init__(self, training_telemetry_provider: TrainingTelemetryProvider, call_on_app_start: bool = True) -> None:
+    def __init__(
+        self,
+        training_telemetry_provider: TrainingTelemetryProvider,
+        call_on_app_start: bool = True,
+        *,
+        report_tests: bool = False,
+    ) -> None:
         super().__init__()
         self._provider = training_telemetry_provider
+        self._reports_tests = report_tests
         if call_on_app_start:
             callbacks.on_app_start()
 
@@ -72,10 +81,12 @@ class TimeEventCallback(Callback):  # type: ignore[misc]
         callbacks.on_validation_single_iteration_end()
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        callbacks.on_testing_start()
+        if self._reports_tests:
+            callbacks.on_testing_start()
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        callbacks.on_testing_end()
+        if self._reports_tests:
+            callbacks.on_testing_end()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Records it in the innermost of the spans that are open, which end with the application."""
@@ -201,7 +212,7 @@ class OneLoggerPTLTrainer(Trainer):  # type: ignore[misc]
         return self._telemetry_callback
 
     def save_checkpoint(
-        self, filepath: str | Path, weights_only: bool = False, storage_options: Any | None = None
+        self, filepath: str | Path, weights_only: bool | None = False, storage_options: Any | None = None
     ) -> None:
         more = {}
         if "storage_options" in inspect.signature(Trainer.save_checkpoint).parameters:
