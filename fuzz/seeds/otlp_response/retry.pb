@@ -1,0 +1,3 @@
+2
+(type.googleapis.com/google.rpc.RetryInfo
+À„=
