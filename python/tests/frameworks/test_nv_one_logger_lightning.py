@@ -1,4 +1,6 @@
-"""The names of nv-one-logger's Lightning integration in a real `fit`, and the integration itself where it is installed."""
+"""The names of nv-one-logger's Lightning integration in a real `fit`, and the integration itself where it is
+installed.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import multiprocessing
 import os
 import time
@@ -133,7 +134,7 @@ class WandBExporterSync(WandBExporterBase):
         super().close()
         run, self._run = self._run, None
         if run is not None:
-            run.finish(exit_code=0, quiet=False)
+            _finish(run)
 
     def _log_metrics(self, metrics: dict[str, Any]) -> None:
         self._run.log(metrics, commit=True)
@@ -144,12 +145,14 @@ class WandBExporterAsync(WandBExporterBase):
 
     def __init__(self, config: Config, metric_naming_strategy: MetricNamingStrategy | None = None) -> None:
         super().__init__(config, metric_naming_strategy or HierarchicalMetricNamingStrategy())
-        self._here, there = multiprocessing.Pipe()
-        self._process = multiprocessing.Process(target=_log_all, args=(config, there), daemon=True)
+        self._here, self._there = multiprocessing.Pipe()
+        self._process = multiprocessing.Process(target=_log_all, args=(config, self._there), daemon=True)
         self._has_sent = False
 
     def initialize(self) -> None:
         self._process.start()
+        # So that the end of that process is the end of the pipe.
+        self._there.close()
         super().initialize()
 
     def close(self) -> None:
@@ -162,6 +165,9 @@ class WandBExporterAsync(WandBExporterBase):
         if self._process.is_alive():
             self._process.terminate()
             raise ExportError(f"not all was logged within {CLOSE_TIMEOUT_SECS} s", "wandb_timeout")
+        with contextlib.suppress(EOFError):
+            if self._here.poll():
+                raise ExportError(self._here.recv(), "wandb_failed")
 
     def _log_metrics(self, metrics: dict[str, Any]) -> None:
         wait_secs = 0.0 if self._has_sent else _FIRST_ANSWER_SECS
@@ -192,16 +198,27 @@ def _log_all(config: Config, pipe: Connection) -> None:
                 run.log(metrics, commit=True)
             except Exception as e:
                 pipe.send(f"{type(e).__name__}: {e}")
-        run.finish(exit_code=0, quiet=False)
+        _finish(run)
     except Exception as e:
         with contextlib.suppress(OSError):
             pipe.send(f"{type(e).__name__}: {e}")
 
 
+def _finish(run: Any) -> None:
+    """Ends the run well; newer versions of W&B know no ``quiet``."""
+    options = {"quiet": False} if "quiet" in inspect.signature(run.finish).parameters else {}
+    run.finish(exit_code=0, **options)
+
+
 def _begin(config: Config) -> Any:
     """Logs in, and begins the run, whatever run the program has itself."""
     with _without("WANDB_RUN_ID", "WANDB_SERVICE"):
-        wandb.login(anonymous="allow", key=config.api_key or None, host=config.host, timeout=_LOGIN_TIMEOUT_SECS)
+        options: dict[str, Any] = {"host": config.host, "timeout": _LOGIN_TIMEOUT_SECS}
+        if config.api_key:
+            options["key"] = config.api_key
+        elif "anonymous" in inspect.signature(wandb.login).parameters:
+            options["anonymous"] = "allow"
+        wandb.login(**options)
         return wandb.init(
             project=config.project,
             entity=config.entity,
