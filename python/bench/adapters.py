@@ -2,8 +2,8 @@
 
     target/venv/bin/python3 python/bench/adapters.py
 
-CPU time of that thread beyond the same loop without an adapter, the best of several rounds that take turns. The recorder
-reads as fast as it can, in another process.
+CPU time of that thread beyond the same loop without an adapter, the best of several rounds that take turns. The
+recorder reads as fast as it can, in another process.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """The adapter of plain loops, with real loaders and optimizers of PyTorch."""
 
+import copy
+import pickle
 from typing import Any
 
 from adapters_support import Said, module_or_skip
@@ -38,6 +40,30 @@ def test_steps_of_an_optimizer_are_followed_without_a_change_of_the_loop(said: S
             model(torch.randn(1, 4))
     assert [step for step, _ in said.steps()] == [str(n) for n in range(10)]
     assert failures() == {}
+
+
+def test_a_copy_of_a_followed_model_is_not_followed_and_has_its_own_weights(said: Said) -> None:
+    model = torch.nn.Linear(4, 1)
+    follow(torch.optim.SGD(model.parameters(), lr=0.1), model=model, writer=said.writer)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    batch = torch.ones(1, 4)
+    for its in copies:
+        with torch.no_grad():
+            its.weight += 1
+        assert not torch.equal(its(batch), model(batch).detach())
+    assert [step for step, _ in said.steps()] == ["0"]
+    assert failures() == {}
+
+
+def test_who_follows_twice_follows_once(said: Said) -> None:
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        follow(optimizer, model=model, writer=said.writer)
+    for (batch,) in loader():
+        model(batch).sum().backward()
+        optimizer.step()
+    assert [step for step, _ in said.steps()] == [str(n) for n in range(5)]
 
 
 def test_a_compiled_model_is_followed_as_well(said: Said) -> None:

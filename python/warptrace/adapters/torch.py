@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -95,7 +96,7 @@ def advance(optimizer: Any, of: Steps, *, model: Any, start: int) -> None:
 
     register = getattr(optimizer, "register_step_post_hook", None)
     if register is not None:
-        register(stepped)
+        _once(optimizer, lambda: register(stepped))
     elif hasattr(optimizer, "step"):
         around(optimizer, "step", lambda: None, lambda error: stepped() if error is None else None)
     else:
@@ -114,4 +115,32 @@ def follow_forward(model: Any, of: Steps, number: Callable[[], int], *, mode_of:
         if of.step is None and getattr(mode, "training", True):
             of.begin(number())
 
-    around(model, "forward", begin, lambda _: None)
+    if not hasattr(model, "register_forward_pre_hook"):
+        around(model, "forward", begin, lambda _: None)
+        return
+    _once(model, lambda: model.register_forward_pre_hook(_Hook(begin)))
+
+
+class _Hook:
+    """A hook of a module. A copy of the module, or what is loaded from its pickle, is not followed."""
+
+    def __init__(self, call: Callable[[], object] | None) -> None:
+        self._call = call
+
+    def __call__(self, *_: Any) -> None:
+        if self._call is not None:
+            self._call()
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[None]]:
+        return _Hook, (None,)
+
+
+# What follows a model or an optimizer now.
+_handles: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def _once(target: Any, register: Callable[[], Any]) -> None:
+    """Registers a hook of ours in place of the one before."""
+    if (before := _handles.pop(target, None)) is not None:
+        before.remove()
+    _handles[target] = register()
