@@ -21,7 +21,8 @@ use warptrace_sdk::exporter::{
 };
 use warptrace_sdk::run_log::RunLog;
 use warptrace_sdk::span::{
-    Attributes, ExportError, Exporter, MemoryExporter, Recorder, Start, TEXT_LIMIT_BYTES,
+    Attributes, Event, ExportError, Exporter, Interest, MemoryExporter, Recorder, Span, Start,
+    TEXT_LIMIT_BYTES,
 };
 
 /// Long enough for anything that will happen at all.
@@ -498,6 +499,69 @@ fn log_lines_read_back_and_a_log_that_fails_is_counted() {
         kept[1].starts_with("[type=\"telemetry_data_error\""),
         "{kept:?}"
     );
+}
+
+/// Counts its calls.
+struct Told(Arc<Mutex<Vec<&'static str>>>, Interest);
+
+impl Exporter for Told {
+    fn interest(&self) -> Interest {
+        self.1
+    }
+
+    fn start(&self, _: &Span) -> Result<(), ExportError> {
+        self.0.lock().unwrap().push("start");
+        Ok(())
+    }
+
+    fn stop(&self, span: &Span) -> Result<(), ExportError> {
+        assert_eq!(span.events().len(), 2);
+        self.0.lock().unwrap().push("stop");
+        Ok(())
+    }
+
+    fn event(&self, _: &Event, _: &Span) -> Result<(), ExportError> {
+        self.0.lock().unwrap().push("event");
+        Ok(())
+    }
+
+    fn error(&self, _: &Event, _: &Span) -> Result<(), ExportError> {
+        self.0.lock().unwrap().push("error");
+        Ok(())
+    }
+
+    fn data_error(&self, _: &Event) -> Result<(), ExportError> {
+        self.0.lock().unwrap().push("data error");
+        Ok(())
+    }
+
+    fn close(&self, _: Duration) -> Result<(), ExportError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn an_exporter_is_told_what_it_wants_to_hear() {
+    let (all, stops) = (Arc::default(), Arc::default());
+    let recorder = Recorder::builder()
+        .exporter(
+            "all",
+            Box::new(Told(Arc::clone(&all), Interest::Everything)),
+        )
+        .exporter("stops", Box::new(Told(Arc::clone(&stops), Interest::Stops)))
+        .build()
+        .unwrap();
+    let _ = recorder.try_in_span("s", |s| {
+        s.event("e", Attributes::new());
+        "x".parse::<u8>()
+    });
+    recorder.data_error("lost", Attributes::new()).unwrap();
+    recorder.close(LONG).unwrap();
+    assert_eq!(
+        *all.lock().unwrap(),
+        ["start", "event", "error", "stop", "data error"]
+    );
+    assert_eq!(*stops.lock().unwrap(), ["stop", "data error"]);
 }
 
 /// Keeps what is written to it.

@@ -10,7 +10,7 @@ use warptrace_model::{Labels, NamedBy, SpanId, Value};
 use crate::annotation::Writer;
 use crate::fork::{ForkMutex, Inherit};
 use crate::span::event::attribute;
-use crate::span::{Event, ExportError, Exporter, Span};
+use crate::span::{Event, ExportError, Exporter, Interest, Span};
 
 /// Names of spans that are steps by default, whether or not an attribute says so.
 pub const STEP_SPANS: [&str; 2] = ["train.step", "training_single_iteration"];
@@ -138,6 +138,10 @@ impl AgentSocket {
 }
 
 impl Exporter for AgentSocket {
+    fn interest(&self) -> Interest {
+        Interest::Stops
+    }
+
     fn start(&self, _: &Span) -> Result<(), ExportError> {
         Ok(())
     }

@@ -9,7 +9,7 @@ use warptrace_export::{Batching, Counts, SpanSender};
 use warptrace_model::{Object, SpanId, SpanRecord};
 
 use crate::fork::process_id;
-use crate::span::{Event, ExportError, Exporter, Span};
+use crate::span::{Event, ExportError, Exporter, Interest, Span};
 
 /// The instrumentation scope of our spans.
 const SCOPE: &str = "warptrace";
@@ -88,6 +88,10 @@ impl Otlp {
 }
 
 impl Exporter for Otlp {
+    fn interest(&self) -> Interest {
+        Interest::Stops
+    }
+
     fn start(&self, _: &Span) -> Result<(), ExportError> {
         Ok(())
     }

@@ -8,7 +8,7 @@ use warptrace_model::{Object, Value};
 
 use crate::run_log::{Failed, RunLog, Served};
 use crate::span::event::attribute;
-use crate::span::{Attributes, Event, ExportError, Exporter, Span};
+use crate::span::{Attributes, Event, ExportError, Exporter, Interest, Span};
 
 /// Names of spans that are requests by default.
 const REQUEST_SPANS: [&str; 3] = ["request", "chat", "text_completion"];
@@ -79,6 +79,10 @@ fn integer(attributes: &Attributes, names: &[&str]) -> Option<i64> {
 }
 
 impl Exporter for RunLogExporter {
+    fn interest(&self) -> Interest {
+        Interest::Stops
+    }
+
     fn start(&self, _: &Span) -> Result<(), ExportError> {
         Ok(())
     }

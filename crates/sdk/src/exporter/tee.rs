@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::span::{Event, ExportError, Exporter, Span};
+use crate::span::{Event, ExportError, Exporter, Interest, Span};
 
 /// Gives everything to each of its exporters, in order. A failure of one keeps nothing from the others, and is the failure of all:
 /// give exporters to the recorder one by one where each should be judged alone.
@@ -38,6 +38,14 @@ impl Exporter for Tee {
             }
         }
         Ok(())
+    }
+
+    /// All, as soon as one of them does.
+    fn interest(&self) -> Interest {
+        match self.0.iter().all(|e| e.interest() == Interest::Stops) {
+            true => Interest::Stops,
+            false => Interest::Everything,
+        }
     }
 
     fn start(&self, span: &Span) -> Result<(), ExportError> {
@@ -80,6 +88,10 @@ impl Exporter for Tee {
 pub struct Discard;
 
 impl Exporter for Discard {
+    fn interest(&self) -> Interest {
+        Interest::Stops
+    }
+
     fn start(&self, _: &Span) -> Result<(), ExportError> {
         Ok(())
     }

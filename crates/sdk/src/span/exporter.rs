@@ -52,6 +52,15 @@ impl ExportError {
     }
 }
 
+/// What an exporter wants to hear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Interest {
+    #[default]
+    Everything,
+    /// Of a span its stop alone, when it has all of its events; and data errors. Its start and its events cost nothing then.
+    Stops,
+}
+
 /// Takes what a recorder records: each span twice, at its start and at its stop, and the events between.
 ///
 /// All methods may be called from any thread; those of one span come in order. A failure is counted, reported to this exporter
@@ -63,6 +72,11 @@ pub trait Exporter: Send + Sync {
     /// Then there is no recorder.
     fn initialize(&self) -> Result<(), ExportError> {
         Ok(())
+    }
+
+    /// What it is called for. Asked once.
+    fn interest(&self) -> Interest {
+        Interest::Everything
     }
 
     /// A span has begun.
@@ -166,6 +180,7 @@ pub(super) struct Outlet {
     pub(super) exporter: Box<dyn Exporter>,
     /// For its reports.
     pub(super) name: Box<str>,
+    pub(super) interest: Interest,
     limit: FailureLimit,
     failures: AtomicU32,
     any_success: AtomicBool,
@@ -178,6 +193,7 @@ pub(super) struct Outlet {
 impl Outlet {
     pub(super) fn new(exporter: Box<dyn Exporter>, name: &str, limit: FailureLimit) -> Outlet {
         Outlet {
+            interest: exporter.interest(),
             exporter,
             name: name.into(),
             limit,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use warptrace_model::SpanRecord;
 
-use super::{Event, ExportError, Exporter, Span};
+use super::{Event, ExportError, Exporter, Interest, Span};
 use crate::fork::{ForkMutex, Inherit};
 
 /// Keeps finished spans, at most [`MemoryExporter::LIMIT`] of them. Clones share what is kept.
@@ -45,6 +45,10 @@ impl MemoryExporter {
 }
 
 impl Exporter for MemoryExporter {
+    fn interest(&self) -> Interest {
+        Interest::Stops
+    }
+
     fn start(&self, _: &Span) -> Result<(), ExportError> {
         Ok(())
     }

@@ -47,7 +47,7 @@ pub use attributes::{Attributes, TEXT_LIMIT_BYTES};
 pub use current::{Current, ThreadCurrent};
 pub use error::Error;
 pub use event::{DataLoss, Event, Exception};
-pub use exporter::{ExportError, Exporter, FailureLimit};
+pub use exporter::{ExportError, Exporter, FailureLimit, Interest};
 pub use memory::MemoryExporter;
 pub use queue::QUEUE_ITEMS;
 pub use recorder::{

@@ -10,8 +10,8 @@ use super::exporter::{Item, Outlet, exporting, is_exporting};
 use super::queue::{QUEUE_ITEMS, Queue};
 use super::span::{Beginning, Parent};
 use super::{
-    Attributes, Clock, Current, Error, Event, Exception, Exporter, FailureLimit, Span, SystemClock,
-    ThreadCurrent, Timestamp, id,
+    Attributes, Clock, Current, Error, Event, Exception, Exporter, FailureLimit, Interest, Span,
+    SystemClock, ThreadCurrent, Timestamp, id,
 };
 use crate::fork::{ForkMutex, Inherit};
 
@@ -634,7 +634,7 @@ impl Recorder {
         }
         self.0.current.set(Some(&span));
         if passes {
-            self.export(|| Item::Start(span.clone()));
+            self.export(false, || Item::Start(span.clone()));
         }
         Ok(span)
     }
@@ -658,7 +658,7 @@ impl Recorder {
             current.set(span.nearest_active());
         }
         if self.0.filter.passes(span.name()) {
-            self.export(|| Item::Stop(span.clone()));
+            self.export(true, || Item::Stop(span.clone()));
         }
         Ok(())
     }
@@ -678,7 +678,7 @@ impl Recorder {
         let event = Arc::new(event);
         span.add_event(&event)?;
         if self.0.filter.passes(span.name()) {
-            self.export(|| item(Arc::clone(&event), span.clone()));
+            self.export(false, || item(Arc::clone(&event), span.clone()));
         }
         Ok(event)
     }
@@ -686,10 +686,13 @@ impl Recorder {
     fn say_data_error(&self, message: &str, extra: Attributes) {
         let (message, extra) = (Arc::from(message), Arc::new(extra));
         let at = self.now();
-        self.export(|| Item::DataError(Arc::clone(&message), Arc::clone(&extra), at));
+        self.export(true, || {
+            Item::DataError(Arc::clone(&message), Arc::clone(&extra), at)
+        });
     }
 
-    fn export(&self, item: impl Fn() -> Item) {
+    /// Hands it to all, or, unless it is `vital`, to those who want to hear everything.
+    fn export(&self, vital: bool, item: impl Fn() -> Item) {
         let outlets = &self.0.outlets;
         if outlets.is_empty() {
             return;
@@ -699,6 +702,9 @@ impl Recorder {
             return;
         }
         for way in outlets {
+            if !vital && way.outlet().interest == Interest::Stops {
+                continue;
+            }
             match way {
                 Way::Direct(outlet) => outlet.deliver(&item(), || self.now()),
                 Way::Queued(queue) => queue.push(item()),

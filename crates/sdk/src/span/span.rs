@@ -60,7 +60,7 @@ struct Live {
 }
 
 struct Stop {
-    event: Arc<Event>,
+    event: Event,
     duration_millis: i64,
     /// How many of `updated` were there before the duration.
     before: usize,
@@ -164,7 +164,7 @@ impl Span {
 
     /// The event of its stop; `None` while it is active.
     pub fn stop_event(&self) -> Option<Arc<Event>> {
-        Some(Arc::clone(&self.live()?.stop.as_ref()?.event))
+        Some(Arc::new(self.live()?.stop.as_ref()?.event.clone()))
     }
 
     /// The events between its start and its stop, at most [`EVENTS_KEPT`] of them.
@@ -263,7 +263,7 @@ impl Span {
                 .try_add(attribute::DURATION_MSEC, duration_millis);
         }
         live.stop = Some(Stop {
-            event: Arc::new(Event::new(name::SPAN_STOP, at, attributes)),
+            event: Event::new(name::SPAN_STOP, at, attributes),
             duration_millis,
             before: live.updated.len(),
         });

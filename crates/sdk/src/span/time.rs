@@ -1,5 +1,6 @@
 //! Moments, by two clocks: what a span shows is wall time, what it lasted is monotonic time.
 
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -95,18 +96,39 @@ pub trait Clock: Debug + Send + Sync {
 }
 
 /// The system's: CLOCK_REALTIME and CLOCK_MONOTONIC, which is what Python's `time.perf_counter` reads on Linux.
+///
+/// How far they are apart is measured again each millisecond, in each thread: so long it can take until a wall clock that was set
+/// is seen. Cost: one clock read, not two.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
+
+/// How long the distance between the clocks is believed.
+const APART_VALID_NANOS: i64 = 1_000_000;
+
+thread_local! {
+    /// CLOCK_REALTIME less CLOCK_MONOTONIC, and until when on the latter; ns.
+    static APART: Cell<(i64, i64)> = const { Cell::new((0, i64::MIN)) };
+}
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         let read = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
-        let unix = read(ClockId::CLOCK_REALTIME);
+        let nanos =
+            |at: Duration| at.as_secs() as i64 * 1_000_000_000 + i64::from(at.subsec_nanos());
         let perf = read(ClockId::CLOCK_MONOTONIC);
-        let unix_nanos = unix.as_secs() as i64 * 1_000_000_000 + i64::from(unix.subsec_nanos());
+        let monotonic = nanos(perf);
+        // A thread that ends has no place for it any more.
+        let known = APART.try_with(Cell::get).unwrap_or((0, i64::MIN));
+        let apart = if monotonic < known.1 {
+            known.0
+        } else {
+            let apart = nanos(read(ClockId::CLOCK_REALTIME)) - monotonic;
+            let _ = APART.try_with(|known| known.set((apart, monotonic + APART_VALID_NANOS)));
+            apart
+        };
         // As Python computes it, so that its moments and ours are of one kind.
         let perf_nanos = perf.as_secs() as f64 * 1e9 + f64::from(perf.subsec_nanos());
-        Timestamp::new(unix_nanos, perf_nanos * 1e-9)
+        Timestamp::new(monotonic + apart, perf_nanos * 1e-9)
     }
 }
 
@@ -125,6 +147,18 @@ mod tests {
             let _ = Timestamp::from_secs(odd, 0.0).unix_millis();
         }
         assert_eq!(Timestamp::from_secs(-5.25, 0.0).unix_secs(), -5.25);
+    }
+
+    #[test]
+    fn moments_follow_the_systems_clocks_and_never_go_back_on_the_monotonic_one() {
+        let mut last = SystemClock.now();
+        for _ in 0..100_000 {
+            let now = SystemClock.now();
+            assert!(now.perf_secs() >= last.perf_secs());
+            last = now;
+        }
+        let wall = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        assert!(wall.as_secs_f64() >= last.unix_secs() - 1.0);
     }
 
     #[test]
