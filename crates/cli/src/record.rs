@@ -218,7 +218,7 @@ pub(crate) fn with_ebpf(
         true => Some(annotation_socket(&dirs.path, &mut env)?),
         false => None,
     };
-    let _capture = capture_socket(&dirs.path, &mut env, Capture::Always(None), false)?;
+    let capture = capture_socket(&dirs.path, &mut env, Capture::Always(None), false)?;
     let mut running = job.program.start_gated(&env)?;
     let result = (|| {
         let options = ebpf::Options {
@@ -253,6 +253,8 @@ pub(crate) fn with_ebpf(
             view.limit,
             outcome,
         )?;
+        // Before the annotation socket, which may have made the folder.
+        drop(capture);
         let finished = recording.stop()?;
         Ok(Recorded { folder, finished })
     })();
@@ -318,7 +320,7 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         false => None,
     };
     // Another recorder may have the place, which answers as we would.
-    let _capture = SocketOptions::usual(&dirs.path).ok().and_then(|usual| {
+    let capture = SocketOptions::usual(&dirs.path).ok().and_then(|usual| {
         let place = capture_socket_beside(&usual.path);
         let pids = (!args.pid.is_empty()).then(|| args.pid.clone());
         let started = CaptureSocket::start(&place, Capture::Always(pids));
@@ -357,6 +359,7 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         }
     }
     screen.close();
+    drop(capture);
     let finished = stop(recording, &signals)?;
     screen.rest();
     conclude(
