@@ -86,9 +86,67 @@ pub fn float_text(value: f64) -> String {
     }
 }
 
+/// An integer in decimal, in place: for where `to_string` would allocate once a call that happens very often.
+#[derive(Debug, Clone, Copy)]
+pub struct Decimal {
+    /// As many as `u64::MAX` has digits, and `i64::MIN` characters.
+    bytes: [u8; 20],
+    start: usize,
+}
+
+impl Decimal {
+    fn new(negative: bool, mut size: u64) -> Decimal {
+        let mut bytes = [b'-'; 20];
+        let mut start = bytes.len();
+        loop {
+            start -= 1;
+            bytes[start] = b'0' + (size % 10) as u8;
+            size /= 10;
+            if size == 0 {
+                break;
+            }
+        }
+        // The byte before the digits is a sign already.
+        start -= usize::from(negative);
+        Decimal { bytes, start }
+    }
+
+    pub fn as_str(&self) -> &str {
+        // Digits and a sign: it cannot fail.
+        std::str::from_utf8(&self.bytes[self.start..]).unwrap_or_default()
+    }
+}
+
+impl From<i64> for Decimal {
+    fn from(value: i64) -> Decimal {
+        Decimal::new(value < 0, value.unsigned_abs())
+    }
+}
+
+impl From<u64> for Decimal {
+    fn from(value: u64) -> Decimal {
+        Decimal::new(false, value)
+    }
+}
+
+impl From<u32> for Decimal {
+    fn from(value: u32) -> Decimal {
+        Decimal::new(false, value.into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn integers_in_place_are_as_they_are_displayed() {
+        for n in [0, 1, -1, 9, 10, -10, 99, 100, i64::MAX, i64::MIN] {
+            assert_eq!(Decimal::from(n).as_str(), n.to_string());
+        }
+        assert_eq!(Decimal::from(u64::MAX).as_str(), u64::MAX.to_string());
+        assert_eq!(Decimal::from(u32::MAX).as_str(), u32::MAX.to_string());
+    }
 
     #[test]
     fn integers_are_read_as_python_reads_them() {

@@ -10,6 +10,7 @@ use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyInt, PyString, PyTuple};
 use warptrace_model::Labels;
+use warptrace_model::number_text::Decimal;
 use warptrace_sdk::annotation::{Dropped, Fate, Line, Refusal, Writer};
 
 use crate::said::{Once, swallow};
@@ -344,7 +345,7 @@ impl Texts {
             .ok()
             .and_then(|n| n.extract::<i64>().ok())
         {
-            self.text.push_str(&n.to_string());
+            self.text.push_str(Decimal::from(n).as_str());
         } else {
             self.text.push_str(value.str()?.to_str()?);
         }

@@ -1,6 +1,7 @@
 //! Lines as the Python package writes them, byte for byte: compact, members and labels in order of name, ASCII only.
 
 use warptrace_model::Labels;
+use warptrace_model::number_text::Decimal;
 
 use super::{Line, MAX_LINE_BYTES, Refusal};
 
@@ -62,10 +63,9 @@ impl Line {
 }
 
 /// `name` is the comma, the quoted name and the colon.
-fn member(out: &mut Vec<u8>, name: &str, value: impl ToString) {
+fn member(out: &mut Vec<u8>, name: &str, value: impl Into<Decimal>) {
     out.extend_from_slice(name.as_bytes());
-    // Half the time of `write!`, which goes through a Formatter.
-    out.extend_from_slice(value.to_string().as_bytes());
+    out.extend_from_slice(value.into().as_str().as_bytes());
 }
 
 /// Labels as the existing agent stores them (the column `labels` of its database): a JSON object, names in order, with `<`,
