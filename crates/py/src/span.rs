@@ -173,6 +173,8 @@ impl Current for ContextVariable {
                 let fits = |o: &Py<Span>| o.get().span.get().is_none_or(|own| own == span);
                 at_hand
                     .filter(fits)
+                    // Now it has: the call that starts it may fail afterwards, and the span is the latest nevertheless.
+                    .inspect(|o| drop(o.get().span.set(span.clone())))
                     .or_else(|| Py::new(py, Span::started(span.clone(), None)).ok())
             });
             let _ = match object {

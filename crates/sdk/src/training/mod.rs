@@ -59,6 +59,9 @@ use crate::span::{Attributes, Builder, End, Error, Event, Recorder, Span, Start,
 /// How long [`Training::on_app_end`] waits for the exporters.
 pub const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// The name by which readers know a report of the configuration that failed.
+const CONFIG_REPORT: &str = "_update_application_span_with_training_telemetry_config";
+
 /// Telemetry of one job. Clones are the same, for all threads.
 ///
 /// Every callback goes by the recorder's [`crate::span::Strategy`]: by default it never fails, and what is wrong is counted and
@@ -141,8 +144,6 @@ impl Training {
             let message = "the training is configured already";
             return Err(Error::rule("training_config_already_set", message));
         }
-        // The name by which readers know this report.
-        let name = "_update_application_span_with_training_telemetry_config";
         let report = || {
             let application = self.0.shared.lock().find(SpanName::Application);
             match application {
@@ -154,7 +155,7 @@ impl Training {
                 }
             }
         };
-        self.guarded(name, report).map(|_| ())
+        self.guarded(CONFIG_REPORT, report).map(|_| ())
     }
 
     /// # Errors
@@ -169,7 +170,7 @@ impl Training {
             let attributes = attributes::initialization(&self.0.job, enabled)?;
             self.event(&application, event::INITIALIZATION, at, attributes)?;
             if self.config().is_some() {
-                self.report_config(&application)?;
+                self.guarded(CONFIG_REPORT, || self.report_config(&application))?;
             }
             Ok(application)
         })
@@ -525,6 +526,7 @@ impl Training {
             let enabled = config.is_save_checkpoint_enabled.get()?;
             let (span, attributes) = {
                 let mut state = self.0.shared.lock();
+                let span = state.open(timed.span())?;
                 let attributes = match enabled {
                     true => {
                         state.stop_timer(timed, at)?;
@@ -535,7 +537,7 @@ impl Training {
                     }
                     false => None,
                 };
-                (state.open(timed.span())?, attributes)
+                (span, attributes)
             };
             if let Some(attributes) = attributes {
                 let now = self.0.recorder.now();

@@ -7,9 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from warptrace import _native as native
+from warptrace.compat.nv_one_logger._enums import text_of
 from warptrace.compat.nv_one_logger._guard import guarded
-from warptrace.compat.nv_one_logger.api.config import OneLoggerConfig
-from warptrace.compat.nv_one_logger.core.span import Span, SpanName
+from warptrace.compat.nv_one_logger.api.config import OneLoggerConfig, OneLoggerErrorHandlingStrategy
+from warptrace.compat.nv_one_logger.api.one_logger_provider import OneLoggerProvider
+from warptrace.compat.nv_one_logger.core.attributes import Attributes
+from warptrace.compat.nv_one_logger.core.exceptions import OneLoggerError
+from warptrace.compat.nv_one_logger.core.span import Span, SpanName, StandardSpanName
 from warptrace.compat.nv_one_logger.core.time import TracingTimestamp
 from warptrace.compat.nv_one_logger.exporter.exporter import Exporter
 from warptrace.compat.nv_one_logger.recorder.default_recorder import (
@@ -23,6 +27,15 @@ from warptrace.compat.nv_one_logger.training_telemetry.api.spans import Standard
 
 DEFAULT_BLACKLIST: list[SpanName] = [StandardTrainingJobSpanName(name) for name in native.SHORT_SPANS]
 """Spans that are too short and too many to be exported, unless that is asked for."""
+
+_NAMES = {str(name) for name in (*StandardTrainingJobSpanName, *StandardSpanName)}
+_TIMED_NAMES = {
+    "checkpoint_load",
+    "checkpoint_save_async",
+    "checkpoint_save_sync",
+    "training_single_iteration",
+    "validation_single_iteration",
+}
 
 
 def settings_of(config: TrainingTelemetryConfig) -> SimpleNamespace:
@@ -70,6 +83,28 @@ class TrainingRecorder(DefaultRecorder):
             **options,
         )
         return self._training.recorder
+
+    def start(
+        self,
+        span_name: SpanName,
+        span_attributes: Attributes | None = None,
+        start_event_attributes: Attributes | None = None,
+        start_time: TracingTimestamp | None = None,
+        parent_span: Span | None = None,
+    ) -> Span:
+        """Starts a span of the program's own; the job's are started by the callbacks, and there is one of each at most."""
+        if self._job.error_handling_strategy is OneLoggerErrorHandlingStrategy.PROPAGATE_EXCEPTIONS:
+            self._check_name(text_of(span_name))
+        return super().start(span_name, span_attributes, start_event_attributes, start_time, parent_span)
+
+    def _check_name(self, name: str) -> None:
+        """What the recorder behind would refuse, without a report to the exporters: nothing is wrong with their data."""
+        if name not in _NAMES or not OneLoggerProvider.instance().one_logger_enabled:
+            return
+        if self._recorder.open_spans(name):
+            raise OneLoggerError(f"a span {name} is active already", "duplicate_active_span")
+        if name in _TIMED_NAMES:
+            raise OneLoggerError(f"a span {name} is started by its callback", "span_timer_not_active")
 
     def set_config(self, config: TrainingTelemetryConfig) -> None:
         """Says how the job trains, once."""
