@@ -229,3 +229,39 @@ pub(super) fn fit(record: &mut SpanRecord, limits: &Batching) -> (usize, bool) {
     super::cut::cut(record, limits.span_bytes);
     (size_bytes(record), true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(variables: &[(&str, &str)]) -> (Batching, usize) {
+        let (batching, ignored) = Batching::from_env(|name| {
+            let found = variables.iter().find(|(n, _)| *n == name);
+            found.map(|(_, value)| (*value).to_owned())
+        });
+        (batching, ignored.len())
+    }
+
+    #[test]
+    fn the_variables_of_the_batch_span_processor_hold_where_they_can_be_read() {
+        assert_eq!(from(&[]), (Batching::default(), 0));
+        let (batching, ignored) = from(&[
+            ("OTEL_BSP_SCHEDULE_DELAY", "250"),
+            ("OTEL_BSP_EXPORT_TIMEOUT", "30000"),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "100"),
+            ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "512"),
+        ]);
+        assert_eq!(ignored, 0);
+        assert_eq!(batching.delay, Duration::from_millis(250));
+        assert_eq!(batching.retry.total, Duration::from_secs(30));
+        // No batch is larger than the queue.
+        assert_eq!((batching.queue_spans, batching.batch_spans), (100, 100));
+        for wrong in ["0", "-1", "many", "1.5"] {
+            let said = [
+                ("OTEL_BSP_SCHEDULE_DELAY", wrong),
+                ("OTEL_BSP_MAX_QUEUE_SIZE", wrong),
+            ];
+            assert_eq!(from(&said), (Batching::default(), 2), "{wrong}");
+        }
+    }
+}
