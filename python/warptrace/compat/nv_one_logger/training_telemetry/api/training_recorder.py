@@ -92,7 +92,9 @@ class TrainingRecorder(DefaultRecorder):
         start_time: TracingTimestamp | None = None,
         parent_span: Span | None = None,
     ) -> Span:
-        """Starts a span of the program's own; the job's are started by the callbacks, and there is one of each at most."""
+        """Starts a span of the program's own; the job's are started by the callbacks, and there is one of each at
+        most.
+        """
         if self._job.error_handling_strategy is OneLoggerErrorHandlingStrategy.PROPAGATE_EXCEPTIONS:
             self._check_name(text_of(span_name))
         return super().start(span_name, span_attributes, start_event_attributes, start_time, parent_span)
