@@ -30,7 +30,7 @@ def parent_of(context: Context | None = None) -> tuple[int, int] | None:
 
 
 def context_with(span: spans.Span, context: Context | None = None) -> Context:
-    """An OpenTelemetry context with our span in it; the given one, or the current one, where our span is not recorded."""
+    """An OpenTelemetry context with our span in it; the given or the current one where our span is not recorded."""
     from opentelemetry import context as contexts
     from opentelemetry import trace
 

@@ -100,7 +100,7 @@ class TrainingRecorder(DefaultRecorder):
         return super().start(span_name, span_attributes, start_event_attributes, start_time, parent_span)
 
     def _check_name(self, name: str) -> None:
-        """What the recorder behind would refuse, without a report to the exporters: nothing is wrong with their data."""
+        """What the recorder behind would refuse, without a report to the exporters: their data is not wrong."""
         if name not in _NAMES or not OneLoggerProvider.instance().one_logger_enabled:
             return
         if self._recorder.open_spans(name):
