@@ -1,10 +1,13 @@
-"""Exporters of spans that are written in Python, and the registry from which configurations name exporters.
+"""Exporters of spans, the registry from which configurations name them, and configurations.
 
->>> configure(exporters=[WandB(project="llm")])            # the package wandb, with the settings and the key that it
-has >>> configure(exporters=[MLflow(experiment="llm")])        # the package mlflow, likewise >>>
-configure(exporters=[build("mlflow", experiment="llm")])
+>>> configure(exporters=[JsonlFile("spans-{rank}.jsonl")])     # the SDK's own
+>>> configure(exporters=[Otlp("http://localhost:4318", service_name="train")])
+>>> configure(exporters=[WandB(project="llm")])                # through the package wandb, as it is set up
+>>> configure(exporters=[MLflow(experiment="llm")])            # through the package mlflow, likewise
+>>> configure(exporters=[build("mlflow", experiment="llm")])   # by name
+>>> configure(exporters=load("exporters.yaml"))                # what a file asks for
 
-Both are called from a recorder's own thread, so that what they wait for is not the job's time. A third party registers
+All are called from a recorder's own thread, so that what they wait for is not the job's time. A third party registers
 its exporter by an entry point of the group ``warptrace.exporters``; nothing else can be named.
 """
 
@@ -13,25 +16,144 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import logging
+import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from warptrace._native import create_exporter, resolve_exporters
 from warptrace.spans import Event, Exporter, NativeExporter, Span
 
-__all__ = ["FLAT", "GROUP", "HIERARCHICAL", "MLflow", "Naming", "WandB", "build", "registered"]
+__all__ = [
+    "DEFAULTS_GROUP",
+    "FLAT",
+    "GROUP",
+    "HIERARCHICAL",
+    "AgentSocket",
+    "Console",
+    "JsonlFile",
+    "LogLines",
+    "MLflow",
+    "Naming",
+    "Otlp",
+    "RunLogExporter",
+    "WandB",
+    "build",
+    "load",
+    "registered",
+]
 
 GROUP = "warptrace.exporters"
 """The group of entry points; each is a class or a function that gives an exporter for keyword arguments."""
 
+DEFAULTS_GROUP = "warptrace.exporter_configs"
+"""The group of entry points that ask for exporters: each has ``get_default_config()``, which gives one entry."""
+
 # Ours, which an entry point cannot replace.
 _OURS = {
+    "agent": "warptrace.exporters:AgentSocket",
+    "console": "warptrace.exporters:Console",
+    "file": "warptrace.exporters:JsonlFile",
+    "log": "warptrace.exporters:LogLines",
     "memory": "warptrace.spans:MemoryExporter",
     "mlflow": "warptrace.exporters:MLflow",
+    "otlp": "warptrace.exporters:Otlp",
+    "run_log": "warptrace.exporters:RunLogExporter",
     "wandb": "warptrace.exporters:WandB",
 }
+
+
+def JsonlFile(
+    path: str | os.PathLike[str],
+    *,
+    existing: Literal["append", "truncate", "rotate"] | None = None,
+    max_bytes: int | None = None,
+    keep: int | None = None,
+    keys: Literal["all", "one_logger"] | None = None,
+    merge_starts: bool = False,
+    each_record: bool = False,
+) -> NativeExporter:
+    """Spans and events as JSON, one record a line; whole records, also from several processes.
+
+    `path` may have ``{pid}`` and ``{rank}`` in it. A file above `max_bytes` is renamed, `keep` of them stay. `keys`:
+    also parents, threads and exact times, or nv-one-logger's alone. `merge_starts`: a span with nothing in it is one
+    record, written at its end. `each_record`: a write for each, not for all that there are.
+    """
+    return create_exporter(
+        "file",
+        {
+            "path": os.fspath(path),
+            "existing": existing,
+            "max_bytes": max_bytes,
+            "keep": keep,
+            "keys": keys,
+            "merge_starts": merge_starts,
+            "each_record": each_record,
+        },
+    )
+
+
+def Console() -> NativeExporter:
+    """A line for each span's end, to the standard error output."""
+    return create_exporter("console", {})
+
+
+class LogLines(Exporter):
+    """A line for each span's end and each error, to a logger of Python's."""
+
+    def __init__(self, logger: logging.Logger | None = None, *, level: int = logging.INFO) -> None:
+        self._logger = logger or logging.getLogger("warptrace.spans")
+        self._level = level
+
+    def stop(self, span: Span) -> None:
+        self._logger.log(self._level, "%s %d ms %s", span.name, span.duration_msec, span.attributes)
+
+    def error(self, event: Event, span: Span) -> None:
+        self._logger.error("%s: %s", span.name, event.own_attributes)
+
+    def data_error(self, event: Event) -> None:
+        self._logger.error("%s", event.own_attributes)
+
+
+def Otlp(
+    endpoint: str | None = None,
+    *,
+    protocol: Literal["http/protobuf", "http/json", "grpc"] | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout_ms: int | None = None,
+    compression: Literal["none", "gzip"] | None = None,
+    service_name: str | None = None,
+) -> NativeExporter:
+    """Spans to an OpenTelemetry collector. What is not given, OpenTelemetry's variables say.
+
+    `endpoint` is a base, as ``http://localhost:4318``. Batches are sent again when the collector is away, for as long
+    as there is room for them; then spans are dropped and counted.
+    """
+    return create_exporter(
+        "otlp",
+        {
+            "endpoint": endpoint,
+            "protocol": protocol,
+            "headers": None if headers is None else dict(headers),
+            "timeout_ms": timeout_ms,
+            "compression": compression,
+            "service_name": service_name,
+        },
+    )
+
+
+def AgentSocket(*, step_spans: Iterable[str] | None = None) -> NativeExporter:
+    """Spans to whoever records this job by ``warptrace``, for its timeline; `step_spans` are the job's steps."""
+    return create_exporter("agent", {"step_spans": None if step_spans is None else list(step_spans)})
+
+
+def RunLogExporter(path: str | os.PathLike[str], *, request_spans: Iterable[str] | None = None) -> NativeExporter:
+    """Spans of requests, as records of a run log."""
+    names = None if request_spans is None else list(request_spans)
+    return create_exporter("run_log", {"path": os.fspath(path), "request_spans": names})
 
 
 def registered() -> list[str]:
@@ -50,6 +172,39 @@ def build(name: str, /, **config: Any) -> Exporter | NativeExporter:
     return made
 
 
+def load(
+    path: str | os.PathLike[str] | None = None, *, exporters: Iterable[Mapping[str, Any]] = (), packages: bool = True
+) -> list[Exporter | NativeExporter]:
+    """The exporters that packages, a file and the program ask for.
+
+    Each entry is a mapping of ``class_name`` (a registered name), ``config`` and ``enabled``. Packages' entries
+    (``DEFAULTS_GROUP``) hold unless the file has any, and `exporters` is merged over the result by name: settings one
+    by one, all else whole. The file, YAML or JSON, is `path`, else what the variable ``WARPTRACE_EXPORTERS_CONFIG``
+    names; never one that just lies somewhere. What cannot be read or made is left out with a warning; what is wrong
+    with `exporters` raises ValueError.
+    """
+    asked = list(_defaults()) if packages else []
+    file = None if path is None else os.fspath(path)
+    entries, warnings = resolve_exporters(asked, file, [dict(e) for e in exporters])
+    made: list[Exporter | NativeExporter] = []
+    for name, config in entries:
+        try:
+            made.append(build(name, **config))
+        except Exception as e:
+            warnings.append(f"the exporter {name!r} is left out: {e}")
+    for warning in warnings:
+        logging.getLogger("warptrace").warning("%s", warning)
+    return made
+
+
+def _defaults() -> Iterator[tuple[str, dict[str, Any] | str]]:
+    for point in entry_points(group=DEFAULTS_GROUP):
+        try:
+            yield point.name, dict(point.load().get_default_config())
+        except Exception as e:
+            yield point.name, f"{type(e).__name__}: {e}"
+
+
 def _maker(name: str) -> Callable[..., object]:
     if name in _OURS:
         module, _, attribute = _OURS[name].partition(":")
@@ -57,6 +212,9 @@ def _maker(name: str) -> Callable[..., object]:
     for point in entry_points(group=GROUP):
         if point.name == name:
             return point.load()  # type: ignore[no-any-return]
+    if name.startswith("nv_one_logger."):
+        # The names that nv-one-logger's configurations have; those that we can serve.
+        return lambda **config: create_exporter(name, config)
     near = difflib.get_close_matches(name, registered(), n=1)
     hint = f", did you mean {near[0]!r}?" if near else f" (registered: {', '.join(registered())})"
     raise LookupError(f"no exporter {name!r}{hint}")
