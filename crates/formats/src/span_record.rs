@@ -71,5 +71,14 @@ impl ParentId {
     }
 }
 
+/// The first bytes of `text`, `limit` at most, that are whole characters.
+pub fn start_of(text: &str, limit: usize) -> &str {
+    let mut end = limit.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 #[cfg(test)]
 mod tests;

@@ -89,8 +89,11 @@ fn told(entries: &[Entry]) -> Vec<Value> {
     entries.iter().map(one).collect()
 }
 
+/// Entries, classes with what they were made of, warnings.
+type Outcome = (Vec<Entry>, Vec<(String, Value)>, u64);
+
 /// The entries of a case, what was made of them, and how many warnings there were.
-fn run(case: &Json, folder: &Path) -> Result<(Vec<Entry>, Vec<(String, Value)>, u64), ConfigError> {
+fn run(case: &Json, folder: &Path) -> Result<Outcome, ConfigError> {
     for (name, text) in case["files"].as_object().into_iter().flatten() {
         let path = folder.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -2,7 +2,7 @@
 
 use warptrace_model::{Object, SpanId, Value};
 
-use super::{MAX_RECORD_BYTES, ParentId};
+use super::{MAX_RECORD_BYTES, ParentId, start_of};
 use crate::{json, open_json};
 
 /// Why a line is no record.
@@ -255,7 +255,7 @@ fn int<T: TryFrom<i128>>(object: &Object, key: &'static str) -> Result<Option<T>
 
 /// For messages: what a hostile line says can be long.
 fn shortened(text: &str) -> Box<str> {
-    text[..text.floor_char_boundary(64)].into()
+    start_of(text, 64).into()
 }
 
 /// Makes doubles of the words at the places that the record lists.

@@ -2,7 +2,7 @@
 
 use warptrace_model::{Object, SpanId, Value};
 
-use super::{MAX_NAME_BYTES, MAX_RECORD_BYTES, ParentId};
+use super::{MAX_NAME_BYTES, MAX_RECORD_BYTES, ParentId, start_of};
 use crate::open_json::{self, Layout, Style, write_string};
 
 /// Which keys a record has.
@@ -355,8 +355,7 @@ impl ValueWriter<'_> {
 }
 
 fn push_name(out: &mut String, name: &str) {
-    let end = name.floor_char_boundary(MAX_NAME_BYTES);
-    write_string(out, &name[..end]);
+    write_string(out, start_of(name, MAX_NAME_BYTES));
 }
 
 fn push_uuid(out: &mut String, id: SpanId) {

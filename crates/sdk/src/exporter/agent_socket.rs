@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use warptrace_formats::open_json::python_text;
+use warptrace_formats::span_record::start_of;
 use warptrace_model::{Labels, NamedBy, SpanId, Value};
 
 use crate::annotation::Writer;
@@ -187,5 +188,5 @@ impl Exporter for AgentSocket {
 
 /// What fits into a label.
 fn short(text: &str) -> &str {
-    &text[..text.floor_char_boundary(Labels::MAX_VALUE_BYTES)]
+    start_of(text, Labels::MAX_VALUE_BYTES)
 }

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use warptrace_formats::{json, open_json};
 use warptrace_model::{Int, Object, Value};
 
-pub use self::registry::{Factory, Registry, Settings};
+pub use self::registry::{Factory, Named, Registry, Settings};
 pub use self::yaml::{YamlError, parse_yaml};
 
 /// The variable that names our file.

@@ -643,11 +643,11 @@ impl Recorder {
     pub(crate) fn try_stop(&self, span: &Span, end: End) -> Result<(), Error> {
         self.check_open()?;
         let at = end.at.unwrap_or_else(|| self.now());
-        if let Some(rules) = &self.0.rules {
-            if let Some(wrong) = rules.stopping(span, at) {
-                let event = Event::error(&wrong, None, self.now());
-                self.try_event(span, event, Item::Error)?;
-            }
+        if let Some(rules) = &self.0.rules
+            && let Some(wrong) = rules.stopping(span, at)
+        {
+            let event = Event::error(&wrong, None, self.now());
+            self.try_event(span, event, Item::Error)?;
         }
         if self.0.open.lock().take(span).is_none() {
             return Err(Error::SpanNotActive);

@@ -15,6 +15,9 @@ use crate::span::Exporter;
 pub type Factory =
     Box<dyn Fn(&mut Settings<'_>) -> Result<Box<dyn Exporter>, ConfigError> + Send + Sync>;
 
+/// An exporter, and the name that a recorder should know it by.
+pub type Named = (Box<str>, Box<dyn Exporter>);
+
 /// Exporters by name.
 #[derive(Default)]
 pub struct Registry {
@@ -96,7 +99,7 @@ impl Registry {
         registry.register("run_log", |settings| {
             let path = settings.text("path")?;
             let path = path.ok_or(ConfigError::NoSetting("path".into()))?;
-            let exporter = RunLogExporter::new(RunLog::open(&*path));
+            let exporter = RunLogExporter::new(RunLog::open(path));
             Ok(match settings.texts("request_spans")? {
                 Some(names) => Box::new(exporter.request_spans(names)),
                 None => Box::new(exporter),
@@ -172,11 +175,8 @@ impl Registry {
         Ok(exporter)
     }
 
-    /// Makes all that are enabled, each with the name that a recorder should know it by; what cannot be made is left out.
-    pub fn create_all(
-        &self,
-        entries: &[Entry],
-    ) -> (Vec<(Box<str>, Box<dyn Exporter>)>, Vec<Warning>) {
+    /// Makes all that are enabled; what cannot be made is left out.
+    pub fn create_all(&self, entries: &[Entry]) -> (Vec<Named>, Vec<Warning>) {
         let (mut made, mut warnings) = (Vec::new(), Vec::new());
         for entry in entries.iter().filter(|entry| entry.is_enabled()) {
             match self.create(entry) {
