@@ -41,14 +41,15 @@ pub(crate) fn develop(root: &Path) -> anyhow::Result<()> {
 pub(crate) fn wheel(root: &Path, programs: Programs) -> anyhow::Result<PathBuf> {
     let python = venv(root)?;
     // The native module is checked against that version by maturin.
-    let programs = stage(root, programs)?;
+    let staged = stage(root, programs)?;
     let wheels = root.join("target/wheels");
-    run(maturin(root, &python)
+    run(maturin(root, &python, programs)
         .arg("build")
-        .args([
-            "--compatibility",
-            &format!("manylinux_{}", glibc(&programs)?),
-        ])
+        .args(match programs {
+            Programs::Dev => ["--profile", "dev"].as_slice(),
+            Programs::Release => &[],
+        })
+        .args(["--compatibility", &format!("manylinux_{}", glibc(&staged)?)])
         .arg("--out")
         .arg(&wheels))?;
     let mut built: Vec<PathBuf> = std::fs::read_dir(&wheels)
@@ -285,11 +286,14 @@ fn venv(root: &Path) -> anyhow::Result<PathBuf> {
     Ok(python)
 }
 
-fn maturin(root: &Path, python: &Path) -> Command {
+fn maturin(root: &Path, python: &Path, programs: Programs) -> Command {
     let mut maturin = Command::new(python.with_file_name("maturin"));
-    maturin
-        .env("CARGO_TARGET_DIR", root.join("target/py"))
-        .current_dir(root.join("python"));
+    maturin.current_dir(root.join("python"));
+    match programs {
+        // What the workspace's builds have built already.
+        Programs::Dev => maturin.env("CARGO_TARGET_DIR", root.join("target")),
+        Programs::Release => maturin.env("CARGO_TARGET_DIR", root.join("target/py")),
+    };
     maturin
 }
 
