@@ -414,3 +414,24 @@ recorder.close()
     assert all(len(found) == 1 for found in pids.values())
     assert pids["child"] != pids["parent"]
     assert sum(r.get("name") == "child" for r in records) == 50
+
+
+def test_a_long_run_keeps_a_bounded_number_of_updates(tmp_path: Path) -> None:
+    module_or_skip("pydantic")
+    said = ours(
+        """
+kept = s.keeper()
+api = s.trained([kept], log_every_n_train_iterations=1)
+api.on_app_start()
+loop = api.on_train_start(0)
+for _ in range(1500):
+    api.on_training_single_iteration_start()
+    api.on_training_single_iteration_end()
+api.on_app_end()
+print(sum(line.startswith("event training_metrics_update") for line in kept.lines), len(loop.events))
+""",
+        tmp_path,
+    )
+    exported, kept = map(int, said.split())
+    assert exported == 1499
+    assert kept <= 1001

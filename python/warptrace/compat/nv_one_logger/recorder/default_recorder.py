@@ -16,8 +16,11 @@ from warptrace.compat.nv_one_logger.core.attributes import Attributes
 from warptrace.compat.nv_one_logger.core.event import ErrorEvent, Event, StandardEventName, TelemetryDataError
 from warptrace.compat.nv_one_logger.core.exceptions import OneLoggerError, assert_that
 from warptrace.compat.nv_one_logger.core.span import Span, SpanName
-from warptrace.compat.nv_one_logger.core.time import TracingTimestamp, read_clocks
+from warptrace.compat.nv_one_logger.core.time import TracingTimestamp
 from warptrace.compat.nv_one_logger.exporter.exporter import Exporter
+
+EVENTS_KEPT = 1000
+"""Events of the recorder's own making that a span keeps, as metrics of its iterations; all of them are exported."""
 
 
 class ExportCustomizationMode(Enum):
@@ -142,7 +145,7 @@ class _Outlet(native.Exporter):
         # Where there are many exporters, the first one's call has brought the event.
         if not self._is_first and latest == made:
             return latest, mine
-        return mine.add_event(made), mine
+        return (mine.add_event(made) if len(mine.events) < EVENTS_KEPT else made), mine
 
     def _call(self, method: Callable[..., None], *args: Any) -> None:
         try:
@@ -173,7 +176,7 @@ class DefaultRecorder(Recorder):
             exporter.initialize()
         self._bridge = self._make_bridge()
         self._hand = self._bridge.hand
-        options |= {"direct": True, "on_error": "raise", "failures_in_a_row": False, "clock": read_clocks}
+        options |= {"direct": True, "on_error": "raise", "failures_in_a_row": False, "clock": _clock}
         self._recorder = self._make_recorder([self._outlet(e) for e in self._exporters], options)
 
     def _make_bridge(self) -> Bridge:
@@ -297,6 +300,10 @@ class DefaultRecorder(Recorder):
         if hand.interrupt is not None:
             interrupt, hand.interrupt = hand.interrupt, None
             raise interrupt
+
+
+def _clock() -> tuple[float, float]:
+    return TracingTimestamp.now().pair
 
 
 def _plain(attributes: Attributes | None) -> dict[str, Any] | None:
