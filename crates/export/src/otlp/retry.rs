@@ -16,11 +16,12 @@ pub struct Retry {
 }
 
 impl Default for Retry {
-    /// 0.5 s, doubling to 30 s, for 5 min: as long as the OpenTelemetry collector itself goes on with a request.
+    /// 0.5 s, doubling to 5 s, for 5 min: as long as the OpenTelemetry collector itself goes on with a request, and soon there
+    /// when a collector is back, before a full queue drops spans.
     fn default() -> Retry {
         Retry {
             first: Duration::from_millis(500),
-            longest: Duration::from_secs(30),
+            longest: Duration::from_secs(5),
             total: Duration::from_secs(300),
         }
     }
@@ -116,7 +117,7 @@ mod tests {
         for random in 0..5_000_u64 {
             let random = random.wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let wait = backoff.next(Duration::ZERO, None, random).unwrap();
-            assert!(wait <= Duration::from_secs(45));
+            assert!(wait <= Duration::from_millis(7500));
         }
     }
 }

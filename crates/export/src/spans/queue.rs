@@ -104,30 +104,22 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Takes `record` in, or drops it. Says whether this made a batch complete.
+    /// Whether a span of `size` bytes may be pushed.
     ///
-    /// What is dropped is the newest: so does OpenTelemetry's batch processor, it costs the caller nothing, and of an outage
-    /// the beginning is kept, in one piece.
-    pub(super) fn push(
-        &mut self,
-        record: SpanRecord,
-        size: usize,
-        limits: &Batching,
-        now: impl FnOnce() -> UnixNanos,
-    ) -> Pushed {
-        if self.waiting.len() >= limits.queue_spans || self.bytes + size > limits.queue_bytes {
-            self.drop(DropReason::QueueFull, 1, now());
-            return Pushed::Dropped(record);
-        }
+    /// When not, it is the newest that is dropped: so does OpenTelemetry's batch processor, it costs the caller nothing, and
+    /// of an outage the beginning is kept, in one piece.
+    pub(super) fn has_room(&self, size: usize, limits: &Batching) -> bool {
+        self.waiting.len() < limits.queue_spans && self.bytes + size <= limits.queue_bytes
+    }
+
+    /// Takes `record` in. Says whether this made a batch complete.
+    pub(super) fn push(&mut self, record: SpanRecord, size: usize, limits: &Batching) -> bool {
         let was_due = self.is_batch(limits);
         self.waiting.push_back((record, size));
         self.bytes += size;
         self.taken_in += 1;
         self.counts.pending += 1;
-        match !was_due && self.is_batch(limits) {
-            true => Pushed::Batch,
-            false => Pushed::Queued,
-        }
+        !was_due && self.is_batch(limits)
     }
 
     /// Counts spans that were never taken in.
@@ -208,16 +200,6 @@ impl Queue {
     pub(super) fn is_settled(&self, up_to: u64) -> bool {
         self.settled >= up_to
     }
-}
-
-/// What became of a pushed span.
-#[derive(Debug)]
-pub(super) enum Pushed {
-    Queued,
-    /// Queued, and a batch is complete with it.
-    Batch,
-    /// The queue is full. To be freed without the lock.
-    Dropped(#[expect(dead_code, reason = "freed by whom it is given to")] SpanRecord),
 }
 
 /// The size of `record` for the queue; what is above the limit is cut. Says whether it was.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use warptrace_model::{Object, SpanRecord, UnixNanos};
 
 use super::counts::{Counts, DropReason};
-use super::queue::{Batching, Pushed, Queue, fit};
+use super::queue::{Batching, Queue, fit};
 use super::worker;
 use crate::otlp::{Client, Config, ConfigError};
 
@@ -165,15 +165,19 @@ impl SpanSender {
             return false;
         }
         let limits = &self.shared.limits;
-        let pushed = state.queue.push(record, size, limits, now);
+        if !state.queue.has_room(size, limits) {
+            state.queue.drop(DropReason::QueueFull, 1, now());
+            return false;
+        }
+        let is_complete = state.queue.push(record, size, limits);
         if state.thread == Thread::None {
             self.start(&mut state);
         }
         drop(state);
-        if matches!(pushed, Pushed::Batch) {
+        if is_complete {
             local.notify();
         }
-        !matches!(pushed, Pushed::Dropped(_))
+        true
     }
 
     /// Starts the thread of this process. Without one spans wait in the queue, and it is tried again with each batch.
@@ -309,14 +313,19 @@ impl Shared {
     fn local(&self, key: u32) -> Option<&Local> {
         let key = u64::from(key) + 1;
         for generation in &self.generations {
-            let claimed =
-                generation
-                    .key
-                    .compare_exchange(0, key, Ordering::Relaxed, Ordering::Relaxed);
-            match claimed {
-                Ok(_) => return Some(&generation.local),
-                Err(owner) if owner == key => return Some(&generation.local),
-                Err(_) => {}
+            let owner = match generation.key.load(Ordering::Relaxed) {
+                // Of threads that come at once, one claims it for all.
+                0 => {
+                    let (free, relaxed) = (0, Ordering::Relaxed);
+                    match generation.key.compare_exchange(free, key, relaxed, relaxed) {
+                        Ok(_) => key,
+                        Err(owner) => owner,
+                    }
+                }
+                owner => owner,
+            };
+            if owner == key {
+                return Some(&generation.local);
             }
         }
         None
