@@ -483,10 +483,33 @@ fn span<'py>(
 ) -> PyResult<Bound<'py, Span>> {
     let span = match global().filter(sdk::Recorder::is_on) {
         Some(recorder) => scope(py, &recorder, name, attributes, None)?,
+        None if attributes.is_none() => return off_again(py, name),
         None => off(name, attributes),
     };
     let of_global = true;
     Bound::new(py, Span { of_global, ..span })
+}
+
+/// Where nothing is recorded a span is its name, so one object serves as long as the name is the same object, as a literal in a loop is.
+fn off_again<'py>(py: Python<'py>, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, Span>> {
+    static LAST: Mutex<Option<(Py<PyString>, Py<Span>)>> = Mutex::new(None);
+    if let Some((last, span)) = &*lock(&LAST)
+        && last.is(name)
+    {
+        return Ok(span.bind(py).clone());
+    }
+    let of_global = true;
+    let span = Bound::new(
+        py,
+        Span {
+            of_global,
+            ..off(name, None)
+        },
+    )?;
+    // Let go of outside of the lock.
+    let before = lock(&LAST).replace((name.clone().unbind(), span.clone().unbind()));
+    drop(before);
+    Ok(span)
 }
 
 /// An event in the latest span of this context, of the process's own recorder; nothing without one.
