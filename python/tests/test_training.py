@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -255,3 +256,25 @@ def test_threads_share_a_job(told: Told, clock: Clock) -> None:
     training.on_validation_end()
     training.recorder.close()
     assert told.spans()[-1] == "stop training_loop"
+
+
+def test_a_forked_child_goes_on_where_its_parent_was(clock: Clock) -> None:
+    told = Told()
+    training = job(told, clock, all_spans=True)
+    training.on_train_start(train_iterations_start=0)
+    with training.training_iteration():
+        clock.advance(0.5)
+    training.on_training_single_iteration_start()
+    child = os.fork()
+    if child == 0:
+        try:
+            clock.advance(0.25)
+            training.on_training_single_iteration_end()
+            update = told.of("training_metrics_update")[-1]
+            os._exit(0 if update["total_iteration_time_sec"] == 0.75 else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    clock.advance(1.0)
+    training.on_training_single_iteration_end()
+    assert told.of("training_metrics_update")[-1]["total_iteration_time_sec"] == 1.5
