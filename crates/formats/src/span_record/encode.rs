@@ -359,23 +359,39 @@ fn push_name(out: &mut String, name: &str) {
 }
 
 fn push_uuid(out: &mut String, id: SpanId) {
+    let mut text = [b'-'; 38];
+    (text[0], text[37]) = (b'"', b'"');
     let bits = id.to_bits();
-    out.push('"');
-    for (at, digits) in [(96, 8), (80, 4), (64, 4), (48, 4), (0, 12)] {
-        if at != 96 {
-            out.push('-');
-        }
-        push_hex(out, bits >> at, digits);
+    for (at, from, digits) in [
+        (96, 1, 8),
+        (80, 10, 4),
+        (64, 15, 4),
+        (48, 20, 4),
+        (0, 25, 12),
+    ] {
+        hex(&mut text[from..from + digits], bits >> at);
     }
-    out.push('"');
+    push_ascii(out, &text);
 }
 
-/// The lowest `digits` of `bits`.
-fn push_hex(out: &mut String, bits: u128, digits: u32) {
-    for at in (0..digits).rev() {
-        let digit = (bits >> (at * 4)) as usize & 0xf;
-        out.push(char::from(b"0123456789abcdef"[digit]));
+/// The lowest `digits` of `bits`, 32 at most.
+fn push_hex(out: &mut String, bits: u128, digits: usize) {
+    let mut text = [0; 32];
+    hex(&mut text[..digits], bits);
+    push_ascii(out, &text[..digits]);
+}
+
+/// As many of the lowest digits as there is room for.
+fn hex(text: &mut [u8], mut bits: u128) {
+    for digit in text.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[bits as usize & 0xf];
+        bits >>= 4;
     }
+}
+
+/// What was made of ASCII here.
+fn push_ascii(out: &mut String, text: &[u8]) {
+    out.push_str(std::str::from_utf8(text).unwrap_or_default());
 }
 
 fn push_i64(out: &mut String, value: i64) {
@@ -397,5 +413,5 @@ fn push_u64(out: &mut String, mut value: u64) {
             break;
         }
     }
-    out.extend(digits[at..].iter().map(|d| char::from(*d)));
+    push_ascii(out, &digits[at..]);
 }
