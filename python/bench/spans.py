@@ -3,8 +3,8 @@
     target/venv/bin/python3 python/bench/spans.py
 
 Prints the least of seven runs, µs of the recording thread's CPU time for a span's start and stop by a `with` block,
-with the collector of garbage off; and, for warptrace, an iteration of training telemetry with updates at the beginning and
-after a million. Where there is an exporter with a thread of its own, that thread's time is told, too.
+with the collector of garbage off; and, for warptrace, an iteration of training telemetry with updates at the beginning
+and after a million. Where there is an exporter with a thread of its own, that thread's time is told, too.
 """
 
 from __future__ import annotations
