@@ -19,7 +19,7 @@ mod exporter;
 mod recorder;
 
 pub(crate) use exporter::NativeExporter;
-pub(crate) use recorder::{Recorder, builder, clocked, secs};
+pub(crate) use recorder::{Recorder, builder, clocked};
 
 pyo3::create_exception!(
     warptrace,
