@@ -25,6 +25,11 @@ class Said:
         self.writer.close()
         return [line for n in range(connections) for line in self.ended(n)]
 
+    def words(self) -> list[str]:
+        """Steps by their numbers, "" where one ends and none follows at once, and phases by their names."""
+        labels = [line["labels"] for line in self.lines()]
+        return [label["step"] if "step" in label else label["phase"] for label in labels]
+
     def ended(self, connection: int) -> list[dict[str, Any]]:
         """The lines of a connection that its writer has ended."""
         return [json.loads(line) for line in self.recorder.ended(connection)]
@@ -32,7 +37,7 @@ class Said:
     def steps(self, connections: int = 1) -> list[tuple[str, str | None]]:
         """Step and epoch of the annotations that begin a step."""
         labels = [line["labels"] for line in self.lines(connections) if "span_end" not in line]
-        return [(label["step"], label.get("epoch")) for label in labels]
+        return [(label["step"], label.get("epoch")) for label in labels if label["step"]]
 
     def phases(self) -> list[str]:
         """The phases that are over, in the order of their ends."""

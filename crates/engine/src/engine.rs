@@ -178,11 +178,7 @@ impl Engine {
         };
         let paused = self.world.paused.tell();
         if paused > 0 {
-            self.gap(
-                GapCode::CapturePaused,
-                "capture was switched off",
-                paused,
-            );
+            self.gap(GapCode::CapturePaused, "capture was switched off", paused);
         }
         let late = std::mem::take(&mut self.late);
         let evicted = self.evicted() - self.told_evicted;

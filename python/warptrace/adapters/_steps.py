@@ -1,7 +1,7 @@
 """What all adapters share: which step, and which phase between steps, one process is in.
 
 A step is an annotation ``step=k`` at its begin, which holds until the next; so the wait for the next batch is the end
-of a step. A phase (``validation``, ``checkpoint``, ...) is an annotation with a begin and an end, sent when it is
+of a step. Where none follows at once, ``step=`` with an empty value ends it. A phase (``validation``, ``checkpoint``, ...) is an annotation with a begin and an end, sent when it is
 over. With a ``Training``, both are told to training telemetry as well.
 
 This knows no framework. Nothing here raises into a job: what goes wrong is counted by place, and logged once for each.
@@ -78,6 +78,7 @@ class Steps:
         self._labels: dict[str, object] = {}
         self._step: int | None = None
         self._done = 0
+        self._named = False
         self._epoch: int | None = None
         self._in_loop = False
         self._phases: dict[str, int] = {}
@@ -122,6 +123,7 @@ class Steps:
         labels: dict[str, object] = {"step": step}
         if epoch is not None:
             labels["epoch"] = epoch
+        self._named = True
         self.writer.write({**labels, **self._labels})
         if self._training is not None:
             if not self._in_loop:
@@ -154,6 +156,13 @@ class Steps:
         self.end()
 
     @quietly
+    def leave(self) -> None:
+        """No step goes on, and none follows at once: what comes now is in none."""
+        if self._named and self._step is None:
+            self._named = False
+            self.writer.write({"step": "", **self._labels})
+
+    @quietly
     def begin_loop(self, step: int, *, target: int | None = None) -> None:
         """Training begins at a step, to go on until another one. Without this it begins with the first step."""
         if self._training is None or self._in_loop:
@@ -165,6 +174,7 @@ class Steps:
     def end_loop(self) -> None:
         """Training is over."""
         self.end()
+        self.leave()
         if self._training is not None and self._in_loop:
             self._in_loop = False
             self._training.on_train_end()
@@ -175,6 +185,7 @@ class Steps:
         with self._lock:
             if self._phases.setdefault(phase, now := time.time_ns()) != now:
                 return
+        self.leave()
         if self._training is not None and phase in _TOLD:
             self._open[phase] = getattr(self._training, _TOLD[phase][0])()
 
@@ -219,6 +230,7 @@ class Steps:
     def begin_checkpoint(self, step: int) -> None:
         """The training thread begins to save a checkpoint of the state after ``step`` steps."""
         self._phases["checkpoint"] = time.time_ns()
+        self.leave()
         if self._training is not None:
             self._open["checkpoint"] = self._training.on_save_checkpoint_start(global_step=step)
 
@@ -289,3 +301,4 @@ class Loop(Generic[T]):
                 self._steps.end()
         finally:
             self._steps.end()
+            self._steps.leave()

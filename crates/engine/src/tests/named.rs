@@ -55,6 +55,25 @@ fn steps(steps: u64, between: &str, late: u64) -> String {
 }
 
 #[test]
+fn an_empty_name_ends_a_step_and_begins_none() {
+    let out = explain(
+        "process train 1 job
+         train 1ms label step=41
+         train 11ms label step=
+         train 15ms label step=
+         train 500ms label step=42
+         train 510ms label step=43",
+    );
+    assert_eq!(
+        named(&out),
+        [
+            ("41".to_owned(), 41, 1, 10),
+            ("42".to_owned(), 42, 500, 10)
+        ]
+    );
+}
+
+#[test]
 fn a_step_lasts_until_the_next_one_and_has_its_number() {
     let out = explain(
         "process train 1 job

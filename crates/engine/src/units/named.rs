@@ -1,8 +1,9 @@
 //! Units that the job names: its steps, and the requests that it serves.
 //!
-//! A step is an instant annotation `step=k`, which lasts until the process names another one, or a span with that label. A
-//! request is a span `request_id=…`; requests overlap, and each is accounted for as if it were alone. A named unit has no wait
-//! of its own: its work set is that of the waits that ended in it, and its lead thread the one that waited most often.
+//! A step is an instant annotation `step=k`, which lasts until the process names another one, or none by an empty name; or a span
+//! with that label. A request is a span `request_id=…`; requests overlap, and each is accounted for as if it were alone. A named
+//! unit has no wait of its own: its work set is that of the waits that ended in it, and its lead thread the one that waited most
+//! often.
 
 use std::collections::VecDeque;
 
@@ -109,14 +110,17 @@ impl Named {
         Ok(Some(ended(value.into(), span, class)))
     }
 
-    /// A step begins at `at`; the one before is over.
+    /// A step begins at `at`; the one before is over. With an empty name none begins.
     fn step(&mut self, at: u64, value: &str) -> Option<(Window, Box<str>)> {
         if let Some((_, open)) = &self.open
             && **open == *value
         {
             return None;
         }
-        let (since, before) = self.open.replace((at, value.into()))?;
+        let (since, before) = match value.is_empty() {
+            true => self.open.take(),
+            false => self.open.replace((at, value.into())),
+        }?;
         let w = window(since, at.max(since));
         self.stepped(w);
         (w.nanos() > 0).then_some((w, before))
