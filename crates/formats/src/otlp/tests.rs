@@ -94,6 +94,25 @@ fn json_has_hexadecimal_ids_big_integers_as_text_and_enumerations_as_numbers() {
 }
 
 #[test]
+fn json_has_the_exact_value_of_a_double() {
+    for double in [
+        984988.4130859375,
+        4.0412634089894983e-268,
+        -1e300,
+        f64::MIN_POSITIVE,
+    ] {
+        let said = SpanRecord {
+            attributes: object(vec![("x", Value::Float(double))]),
+            ..record()
+        };
+        let json = String::from_utf8(origin().request([&said]).to_json()).unwrap();
+        let (_, rest) = json.split_once("\"doubleValue\":").unwrap();
+        let (digits, _) = rest.split_once('}').unwrap();
+        assert_eq!(digits.parse(), Ok(double));
+    }
+}
+
+#[test]
 fn an_open_root_has_no_end_no_parent_and_no_status() {
     let open = SpanRecord {
         parent: None,
@@ -202,8 +221,9 @@ fn any_json_value() -> impl Strategy<Value = Value> {
         any::<bool>().prop_map(Value::Bool),
         any::<i64>().prop_map(Value::from),
         any::<i128>().prop_map(|n| Value::Int(n.into())),
-        // serde_json reads doubles of many digits to within one unit in the last place (it writes them exactly).
-        any::<i32>().prop_map(|n| Value::Float(f64::from(n) / 1024.0)),
+        // serde_json reads doubles of more than 15 digits to within one unit in the last place; that it writes all exactly
+        // has a test of its own.
+        any::<i16>().prop_map(|n| Value::Float(f64::from(n) / 1024.0)),
         prop_oneof![Just(f64::INFINITY), Just(f64::NEG_INFINITY)].prop_map(Value::Float),
         any::<String>().prop_map(|s| Value::from(s.as_str())),
     ];
