@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use pyo3::conversion::FromPyObjectOwned;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyInt, PyString, PyTuple};
-use warptrace_model::Labels;
 use warptrace_model::number_text::Decimal;
+use warptrace_model::{LabelError, Labels};
 use warptrace_sdk::annotation::{Dropped, Fate, Line, Refusal, Writer};
 
 use crate::said::{Once, swallow};
@@ -225,7 +225,7 @@ fn encode_annotation<'py>(
     }
     let texts = Texts::of_plain(labels.cast_exact::<PyDict>().ok()?)?;
     let line = Line {
-        labels: Labels::from_pairs(&texts.pairs()).ok()?,
+        labels: texts.labels().ok()?,
         ts: plain(ts_ns)?,
         pid: plain(pid)?,
         ..Line::default()
@@ -249,7 +249,7 @@ fn line(
     };
     let (ts, span) = times()?;
     let texts = Texts::of(labels)?;
-    let labels = Labels::from_pairs(&texts.pairs());
+    let labels = texts.labels();
     texts.keep();
     let labels = match labels {
         Ok(labels) => labels,
@@ -286,10 +286,14 @@ struct Texts {
 impl Texts {
     /// The buffers of this thread. While a value's `__str__` says something itself, it finds none and gets its own.
     fn with_room() -> Texts {
-        SCRATCH.take().unwrap_or_else(|| Texts {
-            text: String::with_capacity(128),
-            places: Vec::with_capacity(4),
-        })
+        SCRATCH
+            .try_with(Cell::take)
+            .ok()
+            .flatten()
+            .unwrap_or_else(|| Texts {
+                text: String::with_capacity(128),
+                places: Vec::with_capacity(4),
+            })
     }
 
     /// Gives the buffers back, unless they have become large.
@@ -297,7 +301,8 @@ impl Texts {
         if self.text.capacity() <= 4096 {
             self.text.clear();
             self.places.clear();
-            SCRATCH.set(Some(self));
+            // A thread that is about to end has none.
+            let _ = SCRATCH.try_with(|scratch| scratch.set(Some(self)));
         }
     }
 
@@ -352,9 +357,19 @@ impl Texts {
         Ok(start..self.text.len())
     }
 
-    fn pairs(&self) -> Vec<(&str, &str)> {
+    /// The labels that these are.
+    fn labels(&self) -> Result<Labels, LabelError> {
+        const FEW: usize = 8;
         let text = |place: &Range<usize>| &self.text[place.clone()];
-        let pairs = self.places.iter();
-        pairs.map(|(key, value)| (text(key), text(value))).collect()
+        let pairs = self
+            .places
+            .iter()
+            .map(|(key, value)| (text(key), text(value)));
+        if self.places.len() > FEW {
+            return Labels::from_pairs(&pairs.collect::<Vec<_>>());
+        }
+        let mut few = [("", ""); FEW];
+        few.iter_mut().zip(pairs).for_each(|(to, pair)| *to = pair);
+        Labels::from_pairs(&few[..self.places.len()])
     }
 }

@@ -16,6 +16,7 @@
 //!
 //! Every line is stamped when it is said, so that one which was held does not seem to be later than it was.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -38,6 +39,11 @@ pub use warptrace_formats::annotation::{Line, Refusal};
 pub const CONNECTS_PER_SEC: u32 = 2;
 /// Bytes of lines that are held while the socket takes none.
 pub const HELD_BYTES: usize = 64 << 10;
+
+thread_local! {
+    /// Lines are encoded here; [`MAX_LINE_BYTES`] bound it.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// What became of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,7 +193,8 @@ impl Writer {
     /// Sends a line as it is, stamped with the time when it has none. Without a pid it is about everything that is recorded,
     /// where the agent lets us speak for that.
     pub fn write(&self, line: &Line) -> Fate {
-        let mut bytes = Vec::with_capacity(128);
+        // The buffer of this thread, unless the thread is about to end.
+        let mut bytes = BUFFER.try_with(Cell::take).unwrap_or_default();
         let stamped = match line.ts {
             Some(_) => line.encode(&mut bytes),
             None => Line {
@@ -201,6 +208,8 @@ impl Writer {
             Ok(()) if self.closed.load(Ordering::Relaxed) => Fate::Dropped(Dropped::Closed),
             Ok(()) => self.link().send(&bytes, &self.places, &self.counts),
         };
+        bytes.clear();
+        let _ = BUFFER.try_with(|buffer| buffer.set(bytes));
         self.count(fate)
     }
 
