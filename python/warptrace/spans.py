@@ -16,9 +16,6 @@ Without a recorder, everything here does nothing.
 from __future__ import annotations
 
 import atexit
-import functools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
 
 from warptrace._native import (
     Event,
@@ -36,6 +33,13 @@ from warptrace._native import (
     set_global_recorder,
     span,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any, TypeVar
+
+    _F = TypeVar("_F", bound=Callable[..., Any])
 
 __all__ = [
     "Event",
@@ -58,8 +62,6 @@ __all__ = [
 
 #: How long the end of the program waits for exporters, s.
 EXIT_TIMEOUT_SECS = 5.0
-
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 atexit.register(close_recorders, EXIT_TIMEOUT_SECS)
 
@@ -117,7 +119,9 @@ def _decorate(function: _F, name: str, attributes: Mapping[str, Any] | None, rec
     def open_span() -> Span:
         return span(named, attributes) if recorder is None else recorder.span(named, attributes)
 
-    import inspect  # Not at the top: it takes longer than all the rest of this package.
+    # Not at the top: they take longer than all the rest of this package.
+    import functools
+    import inspect
 
     if inspect.iscoroutinefunction(function):
 

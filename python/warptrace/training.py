@@ -24,7 +24,6 @@ a rank that does not report says ``enabled=False``.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,7 +72,10 @@ class TrainingConfig:
 
 def _decorate(function: _F, phase: TrainingPhase) -> _F:
     """A phase around each call of `function`."""
-    if asyncio.iscoroutinefunction(function):
+    # Only those who decorate pay for this import.
+    import inspect
+
+    if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def in_phase_async(*args: Any, **kwargs: Any) -> Any:
