@@ -66,10 +66,7 @@ fn an_empty_name_ends_a_step_and_begins_none() {
     );
     assert_eq!(
         named(&out),
-        [
-            ("41".to_owned(), 41, 1, 10),
-            ("42".to_owned(), 42, 500, 10)
-        ]
+        [("41".to_owned(), 41, 1, 10), ("42".to_owned(), 42, 500, 10)]
     );
 }
 
