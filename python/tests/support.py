@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,15 @@ class Recorder:
         with self._changed:
             assert self._changed.wait_for(until, timeout=30), f"got {self._received} only"
 
-    def lines(self, count: int, connection: int = 0) -> list[bytes]:
-        """The lines of a connection, once there are as many."""
+    def lines(self, count: int, connection: int = 0, flush: Callable[[], object] | None = None) -> list[bytes]:
+        """The lines of a connection, once there are as many; `flush` has the writer send what it holds."""
+        deadline = time.monotonic() + 30
+        while flush is not None and time.monotonic() < deadline:
+            flush()
+            with self._changed:
+                if self._received and self._received[connection].count(b"\n") >= count:
+                    break
+                self._changed.wait(0.01)
         self._wait(lambda: len(self._received) > connection and self._received[connection].count(b"\n") >= count)
         return self._received[connection].splitlines()
 

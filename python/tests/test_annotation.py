@@ -148,7 +148,8 @@ def test_threads_never_interleave_lines(recorder: Recorder) -> None:
     counts = writer.counts
     lines = recorder.ended()
     assert counts.sent == len(lines)
-    assert counts.sent + counts.full == 1600
+    # What the socket had not taken when the writer was closed counts as lost.
+    assert counts.sent + counts.full + counts.no_agent == 1600
     assert len({(json.loads(line)["labels"]["n"], json.loads(line)["labels"]["i"]) for line in lines}) == len(lines)
 
 

@@ -1,8 +1,9 @@
 """What all adapters share: which step, and which phase between steps, one process is in.
 
 A step is an annotation ``step=k`` at its begin, which holds until the next; so the wait for the next batch is the end
-of a step. Where none follows at once, ``step=`` with an empty value ends it. A phase (``validation``, ``checkpoint``, ...) is an annotation with a begin and an end, sent when it is
-over. With a ``Training``, both are told to training telemetry as well.
+of a step. Where none follows at once, ``step=`` with an empty value ends it. A phase (``validation``, ``checkpoint``,
+...) is an annotation with a begin and an end, sent when it is over. With a ``Training``, both are told to training
+telemetry as well.
 
 This knows no framework. Nothing here raises into a job: what goes wrong is counted by place, and logged once for each.
 """
