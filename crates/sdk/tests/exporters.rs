@@ -33,12 +33,15 @@ fn recorder(exporter: impl Exporter + 'static) -> Recorder {
     builder.build().unwrap()
 }
 
-/// The records of a file, each of whose lines must be JSON as everybody reads it.
+/// The records of a file, each of whose lines must be JSON as everybody reads it, or blank.
 fn records(path: &Path) -> Vec<Record> {
     let text = std::fs::read(path).unwrap();
     let (mut records, mut lines) = (Vec::new(), Lines::new(MAX_RECORD_BYTES));
     let mut each = |line: Line<'_>| {
         let bytes = line.bytes.unwrap();
+        if bytes.is_empty() {
+            return;
+        }
         serde_json::from_slice::<Json>(bytes).unwrap();
         records.push(Record::decode(bytes).unwrap());
     };

@@ -217,21 +217,13 @@ impl Target {
         if existing == Existing::Truncate && regular {
             file.set_len(0)?;
         }
-        let mut last = [b'\n'];
-        if let Some(at) = metadata.size().checked_sub(1)
-            && regular
-            && existing != Existing::Truncate
-        {
-            // Where it cannot be seen, a blank line does no harm.
-            if file.read_exact_at(&mut last, at).is_err() {
-                last = [0];
-            }
-        }
+        let look = regular && existing != Existing::Truncate;
+        let owes_line_feed = look && !ends_with_a_line(&file);
         Ok(Open {
             file,
             path: path.to_owned(),
             regular,
-            owes_line_feed: last != *b"\n",
+            owes_line_feed,
         })
     }
 
@@ -327,6 +319,24 @@ impl Target {
         }
         Err((line_feeds.saturating_sub(mend) as u64, failed))
     }
+}
+
+/// Whether a file is empty or ends with a line feed. Half a line may be somebody's who is just writing it: that one is waited for, but
+/// not for long. Where it cannot be seen, and where it stays half, the next record begins with a line feed: a blank line does no harm.
+fn ends_with_a_line(file: &File) -> bool {
+    for _ in 0..100 {
+        let mut last = [b'\n'];
+        let size = file.metadata().map_or(1, |m| m.size());
+        let seen = match size.checked_sub(1) {
+            Some(at) => file.read_exact_at(&mut last, at),
+            None => Ok(()),
+        };
+        if seen.is_ok() && last == *b"\n" {
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
 }
 
 fn is_same(metadata: &std::fs::Metadata, path: &Path) -> bool {
