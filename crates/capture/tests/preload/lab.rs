@@ -1,12 +1,12 @@
 //! What the tests share: the preload library as it is shipped, stand-ins for CUDA made from the op table, and a recording of a program.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use warptrace_capture::preload::{Mechanism, Preload, PreloadOptions};
@@ -61,8 +61,25 @@ pub(crate) fn folder() -> &'static Path {
     })
 }
 
-/// Compiles `source` with `compiler` (`cc` or `c++`) to `name` in [`folder`].
+/// Compiles `source` with `compiler` (`cc` or `c++`) to `name` in [`folder`], once: tests run at the same time, and none may write a file that another
+/// runs. Two sources for one name are a mistake of the tests.
 pub(crate) fn compile_with(compiler: &str, name: &str, source: &str, flags: &[&str]) -> PathBuf {
+    type Built = Arc<OnceLock<PathBuf>>;
+    static BUILT: Mutex<BTreeMap<String, (String, Built)>> = Mutex::new(BTreeMap::new());
+    let recipe = format!("{compiler} {flags:?}\n{source}");
+    let mut all = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    let (first, built) = all
+        .entry(name.to_owned())
+        .or_insert_with(|| (recipe.clone(), Built::default()));
+    assert_eq!(*first, recipe, "two fixtures have the name {name}");
+    let built = Arc::clone(built);
+    drop(all);
+    built
+        .get_or_init(|| build(compiler, name, source, flags))
+        .clone()
+}
+
+fn build(compiler: &str, name: &str, source: &str, flags: &[&str]) -> PathBuf {
     let out = folder().join(name);
     std::fs::create_dir_all(out.parent().unwrap()).unwrap();
     let extension = if compiler == "c++" { "cpp" } else { "c" };
