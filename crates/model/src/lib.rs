@@ -9,6 +9,7 @@ mod event;
 mod finding;
 mod identity;
 mod ids;
+pub mod inference;
 mod memory;
 pub mod number_text;
 mod request;
