@@ -5,14 +5,17 @@
 //! the same once typed; a *finding* is what a person sees.
 
 mod annotation;
+pub mod cost;
 mod event;
 mod finding;
 mod identity;
 mod ids;
 pub mod inference;
 mod memory;
+mod nearest;
 pub mod number_text;
 mod request;
+pub mod serving;
 mod span;
 mod stats;
 mod time;
@@ -35,6 +38,7 @@ pub use memory::{
     Capabilities, LoadedSession, MemoryEvent, MemoryVersion, Metadata, SessionStatus,
     SessionSummary, default_session,
 };
+pub use nearest::nearest;
 pub use request::{Request, RequestOutcome};
 pub use span::{SpanContext, SpanEvent, SpanId, SpanRecord};
 pub use stats::{Histogram, OpCount, OpKey};
