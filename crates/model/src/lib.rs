@@ -12,6 +12,7 @@ mod identity;
 mod ids;
 pub mod inference;
 mod memory;
+pub mod metric;
 mod nearest;
 pub mod number_text;
 mod request;
