@@ -8,6 +8,7 @@
 
 mod attributes;
 mod histogram;
+mod inference;
 mod meter;
 mod names;
 mod point;
@@ -15,6 +16,7 @@ mod table;
 
 pub use self::attributes::{Attribute, Form, attribute};
 pub use self::histogram::{Explicit, Exponential};
+pub use self::inference::{ServerFacts, inference_families, serving_families, workload_attributes};
 pub use self::meter::{Meter, Refused, SERIES_LIMIT};
 pub use self::names::prometheus_name;
 pub use self::point::{Exemplar, Family, Number, Point, Snapshot};
@@ -61,6 +63,13 @@ pub struct Metric {
     pub bounds: &'static [f64],
     /// Names and shapes of the same facts elsewhere.
     pub ingero: &'static [Ingero],
+}
+
+impl Metric {
+    /// Whether its values add up from a start time on.
+    pub const fn accumulates(&self) -> bool {
+        matches!(self.instrument, Instrument::Counter | Instrument::Histogram)
+    }
 }
 
 impl PartialEq for Metric {

@@ -119,7 +119,8 @@ attributes! {
         "which kernels the workload launches, as a hash";
     BUCKET = "warptrace.inference.outlier.bucket", Text, ["ingero.infer.outlier_bucket"], ["bucket"],
         "how far above the baseline: `1.5x`, `2x` or `3x`";
-    SAMPLER_CAUSE = "warptrace.inference.sampler.cause", Text, ["ingero.infer.sampler.cause"], ["cause"], "why the sampler admits all";
+    SAMPLER_CAUSE = "warptrace.inference.sampler.cause", Text, ["ingero.infer.sampler.cause"], ["cause"], "why the sampler admits all; never under our own names";
+    SAMPLER_DECISION = "warptrace.inference.sampler.decision", Text, [], [], "`admitted` or `shed`";
     GEN_AI_SYSTEM = "gen_ai.provider.name", Text, ["gen_ai.system"], ["gen_ai_system"], "engine: `vllm`, `sglang`, `tgi`, `triton`";
     GEN_AI_REQUEST_MODEL = "gen_ai.request.model", Text, ["gen_ai.request.model"], ["gen_ai_request_model"], "model that is served";
     GEN_AI_RESPONSE_MODEL = "gen_ai.response.model", Text, ["gen_ai.response.model"], [], "model that answered";

@@ -5,8 +5,7 @@
 use std::collections::HashMap;
 
 use super::{
-    Derived, Exemplar, Explicit, Exponential, Family, Instrument, Metric, Number, Point, Snapshot,
-    metric,
+    Derived, Exemplar, Explicit, Exponential, Family, Metric, Number, Point, Snapshot, metric,
 };
 use crate::{Object, UnixNanos};
 
@@ -223,18 +222,16 @@ impl Meter {
         if series.len() >= self.limit && !series.contains_key(&key) {
             self.refused += 1;
             taken = Err(Refused);
-            if metric.instrument == Instrument::Gauge
-                || metric.instrument == Instrument::UpDownCounter
-            {
+            if !metric.accumulates() {
                 return taken;
             }
             attributes = Object::new();
             attributes.insert("otel.metric.overflow", true);
             key = series_key(&attributes);
         }
-        let start = match metric.instrument {
-            Instrument::Counter | Instrument::Histogram => self.start,
-            Instrument::UpDownCounter | Instrument::Gauge => UnixNanos(0),
+        let start = match metric.accumulates() {
+            true => self.start,
+            false => UnixNanos(0),
         };
         let point = series.entry(key).or_insert_with(|| Point {
             attributes,
@@ -287,7 +284,7 @@ mod tests {
             let taken = meter.add(&metric::CUDA_LAUNCH_COUNT, of(pid), 2);
             assert_eq!(taken.is_ok(), pid < 3, "{pid}");
             let _ = meter.record(&metric::CUDA_LAUNCH_BLOCK_SIZE, of(pid), 64.0, None);
-            let _ = meter.set(&metric::INFERENCE_REQUEST_RUNNING, of(pid), Number::Int(1));
+            let _ = meter.set(&metric::SERVING_REQUEST_RUNNING, of(pid), Number::Int(1));
         }
         assert_eq!(meter.refused(), 21);
         let snapshot = meter.snapshot(Object::new(), UnixNanos(9));
@@ -315,7 +312,7 @@ mod tests {
                 .iter()
                 .all(|p| p.start == UnixNanos(5) && p.at == UnixNanos(9))
         );
-        assert_eq!(family(&metric::INFERENCE_REQUEST_RUNNING).points.len(), 3);
+        assert_eq!(family(&metric::SERVING_REQUEST_RUNNING).points.len(), 3);
         let refused = &family(&metric::METRIC_REFUSED).points[0];
         assert_eq!(refused.value, Number::Int(21));
     }

@@ -303,7 +303,15 @@ const COLLECTIVE: Attributes = &[
     &NCCL_REDUCE_OPERATION,
     &NCCL_PEER,
 ];
-const ENGINE: Attributes = &[&ENGINE_PID, &GEN_AI_REQUEST_MODEL, &GEN_AI_SYSTEM];
+const SERVING: Attributes = &[&ENGINE_PID, &GEN_AI_REQUEST_MODEL, &GEN_AI_SYSTEM];
+const TOKEN_USAGE: Attributes = &[
+    &GEN_AI_TOKEN_TYPE,
+    &GEN_AI_OPERATION,
+    &GEN_AI_RESPONSE_MODEL,
+    &ENGINE_PID,
+    &GEN_AI_REQUEST_MODEL,
+    &GEN_AI_SYSTEM,
+];
 const HEALTH: Attributes = &[&NODE_STATE, &WORKLOAD_TYPE];
 
 macro_rules! metrics {
@@ -326,9 +334,18 @@ macro_rules! metrics {
 metrics! {
     // Inference servers, by workload.
     INFERENCE_STEP_DURATION = histogram("warptrace.inference.step.duration", "s", STEP_SECS,
-        "Steps of an inference engine, outliers left out").by(WORKLOAD)
+        "Steps of an inference engine").by(WORKLOAD);
+    INFERENCE_HEALTHY_STEP_DURATION = histogram("warptrace.inference.healthy_step.duration", "s", STEP_SECS,
+        "Steps that a workload's baseline is made of: no outliers").by(WORKLOAD)
         .ingero(&[Ingero::histogram("ingero.infer.step_duration_ns", "ns", 1e9, STEP_NANOS)
             .prometheus("ingero_infer_step_duration_ns").by(WORKLOAD)]);
+    INFERENCE_STEP_PAUSED = counter("warptrace.inference.step.paused", "{step}",
+        "Steps that were not judged, since a finding of their process explains them").by(WORKLOAD);
+    INFERENCE_STEP_LEFT_OUT = counter("warptrace.inference.step.left_out", "{step}",
+        "Waits that ended no step that can be judged").by(&[&ERROR_TYPE]);
+    INFERENCE_STEP_COUNT = counter("warptrace.inference.step.count", "{step}", "Steps, by phase").by(&[&PHASE]);
+    INFERENCE_BASELINE_SHIFT = counter("warptrace.inference.baseline.shift", "{shift}",
+        "Times that a lasting slow-down became the usual");
     INFERENCE_BASELINE_MEAN = gauge("warptrace.inference.baseline.mean", "s",
         "Mean of a workload's healthy steps").by(WORKLOAD)
         .ingero(&[Ingero::double("ingero.infer.baseline_mean_ns", "ns").derived(Derived::Times(1e9))
@@ -340,8 +357,8 @@ metrics! {
     INFERENCE_WORKLOAD_COUNT = level("warptrace.inference.workload.count", "{workload}",
         "Workloads that have a baseline or are getting one")
         .ingero(&[Ingero::int("ingero.infer.workloads_tracked", "1").prometheus("ingero_infer_workloads_tracked")]);
-    INFERENCE_WORKLOAD_EVICTED = counter("warptrace.inference.workload.evicted", "{workload}",
-        "Workloads that were forgotten since there were too many");
+    INFERENCE_EVICTED = counter("warptrace.inference.evicted", "{entry}",
+        "Workloads, streams and allocations that were forgotten since there were too many");
     INFERENCE_OUTLIER_COUNT = counter("warptrace.inference.outlier.count", "{outlier}",
         "Steps far above their workload's baseline").by(OUTLIER)
         .ingero(&[Ingero::sum("ingero.infer.outlier_total", "1").prometheus("ingero_infer_outlier_total").by(&[&BUCKET])]);
@@ -354,49 +371,65 @@ metrics! {
         .ingero(&[Ingero::histogram("ingero.infer.kvcache.alloc_age_ms", "ms", 1e3, AGE_MILLIS)
             .prometheus("ingero_infer_kvcache_alloc_age_ms")]);
     INFERENCE_SAMPLER_DEGRADED = level("warptrace.inference.sampler.degraded", "1",
-        "1 while the sampler admits every event, since something is wrong").by(&[&SAMPLER_CAUSE])
+        "1 while the sampler admits every event, since something is wrong")
         .ingero(&[Ingero::int("ingero.infer.sampler.degraded", "1")
             .prometheus("ingero_infer_sampler_degraded").by(&[&SAMPLER_CAUSE])]);
     INFERENCE_SAMPLER_DEGRADATION_COUNT = counter("warptrace.inference.sampler.degradation.count", "{degradation}",
-        "Outliers that made the sampler admit every event").by(&[&SAMPLER_CAUSE])
+        "Outliers that made the sampler admit every event")
         .ingero(&[Ingero::sum("ingero.infer.sampler.degradations_total", "1")
             .prometheus("ingero_infer_sampler_degradations_total").by(&[&SAMPLER_CAUSE])]);
 
-    // What inference engines say of themselves.
-    GEN_AI_TIME_TO_FIRST_TOKEN = histogram("gen_ai.server.time_to_first_token", "s", FIRST_TOKEN_SECS,
-        "From a request's arrival to its first token, as the engine says").by(ENGINE)
-        .ingero(&[Ingero::histogram("gen_ai.client.operation.time_to_first_token", "s", 1.0, FIRST_TOKEN_SECS).by(ENGINE)]);
-    GEN_AI_TIME_PER_OUTPUT_TOKEN = histogram("gen_ai.server.time_per_output_token", "s", TOKEN_SECS,
-        "Between tokens after the first, as the engine says").by(ENGINE)
-        .ingero(&[Ingero::histogram("gen_ai.server.time_per_output_token", "s", 1.0, TOKEN_SECS).by(ENGINE)]);
-    GEN_AI_REQUEST_DURATION = histogram("gen_ai.server.request.duration", "s", REQUEST_SECS,
-        "Requests from end to end, as the engine says").by(ENGINE)
-        .ingero(&[Ingero::histogram("gen_ai.client.operation.duration", "s", 1.0, REQUEST_SECS).by(ENGINE)]);
-    INFERENCE_PREFILL_DURATION = histogram("warptrace.inference.request.prefill.duration", "s", REQUEST_SECS,
-        "Prefill of a request, as the engine says").by(ENGINE)
-        .ingero(&[Ingero::histogram("gen_ai.server.request.duration.prefill", "s", 1.0, REQUEST_SECS).by(ENGINE)]);
-    INFERENCE_DECODE_DURATION = histogram("warptrace.inference.request.decode.duration", "s", REQUEST_SECS,
-        "Decode of a request, as the engine says").by(ENGINE)
-        .ingero(&[Ingero::histogram("gen_ai.server.request.duration.decode", "s", 1.0, REQUEST_SECS).by(ENGINE)]);
-    INFERENCE_QUEUE_DURATION = histogram("warptrace.inference.request.queue.duration", "s", REQUEST_SECS,
-        "Time of a request in the engine's queue, as the engine says").by(ENGINE);
-    GEN_AI_TOKEN_USAGE = histogram("gen_ai.client.token.usage", "{token}", TOKENS,
-        "Tokens of a request, as the engine says")
-        .by(&[&GEN_AI_TOKEN_TYPE, &ENGINE_PID, &GEN_AI_REQUEST_MODEL, &GEN_AI_RESPONSE_MODEL, &GEN_AI_OPERATION, &GEN_AI_SYSTEM])
-        .ingero(&[Ingero::histogram("gen_ai.client.token.usage", "{token}", 1.0, TOKENS)
-            .by(&[&GEN_AI_TOKEN_TYPE, &ENGINE_PID, &GEN_AI_REQUEST_MODEL, &GEN_AI_RESPONSE_MODEL, &GEN_AI_OPERATION, &GEN_AI_SYSTEM])]);
-    INFERENCE_TOKEN_COUNT = counter("warptrace.inference.token.count", "{token}",
-        "Tokens in all, as the engine says").by(&[&GEN_AI_TOKEN_TYPE, &ENGINE_PID, &GEN_AI_REQUEST_MODEL, &GEN_AI_SYSTEM]);
-    INFERENCE_REQUEST_COUNT = counter("warptrace.inference.request.count", "{request}",
-        "Requests that ended, as the engine says").by(&[&ERROR_TYPE, &ENGINE_PID, &GEN_AI_REQUEST_MODEL, &GEN_AI_SYSTEM]);
-    INFERENCE_REQUEST_RUNNING = level("warptrace.inference.request.running", "{request}",
-        "Requests in the engine's batch").by(ENGINE);
-    INFERENCE_REQUEST_WAITING = level("warptrace.inference.request.waiting", "{request}",
-        "Requests in the engine's queue").by(ENGINE);
-    INFERENCE_KV_CACHE_UTILIZATION = gauge("warptrace.inference.kv_cache.utilization", "1",
-        "Used part of the engine's KV cache").by(ENGINE);
-    INFERENCE_SCRAPE_FAILED = counter("warptrace.inference.scrape.failed", "{scrape}",
-        "Scrapes of an engine's metrics that failed").by(&[&ERROR_TYPE, &ENGINE_PID]);
+    INFERENCE_SAMPLER_EVENT_COUNT = counter("warptrace.inference.sampler.event.count", "{event}",
+        "Events that the sampler decided on").by(&[&SAMPLER_DECISION]);
+    INFERENCE_MESSAGE_DROPPED = counter("warptrace.inference.message.dropped", "{message}",
+        "Outliers and other messages that nobody took in time");
+
+    // What inference engines say of themselves; the same names and units as `ServingMetric`'s.
+    SERVING_TIME_TO_FIRST_TOKEN = histogram("gen_ai.server.time_to_first_token", "s", FIRST_TOKEN_SECS,
+        "From a request's arrival to its first token").by(SERVING)
+        .ingero(&[Ingero::histogram("gen_ai.client.operation.time_to_first_token", "s", 1.0, FIRST_TOKEN_SECS).by(SERVING)]);
+    SERVING_TIME_PER_OUTPUT_TOKEN = histogram("gen_ai.server.time_per_output_token", "s", TOKEN_SECS,
+        "Between two tokens of a response, after the first").by(SERVING)
+        .ingero(&[Ingero::histogram("gen_ai.server.time_per_output_token", "s", 1.0, TOKEN_SECS).by(SERVING)]);
+    SERVING_REQUEST_DURATION = histogram("gen_ai.server.request.duration", "s", REQUEST_SECS,
+        "From a request's arrival to its last token").by(SERVING)
+        .ingero(&[Ingero::histogram("gen_ai.client.operation.duration", "s", 1.0, REQUEST_SECS).by(SERVING)]);
+    SERVING_TOKEN_USAGE = histogram("gen_ai.client.token.usage", "{token}", TOKENS, "Tokens of a request").by(TOKEN_USAGE)
+        .ingero(&[Ingero::histogram("gen_ai.client.token.usage", "{token}", 1.0, TOKENS).by(TOKEN_USAGE)]);
+    SERVING_PREFILL_DURATION = histogram("warptrace.serving.request.prefill.duration", "s", REQUEST_SECS, "The part of a request that is prefill").by(SERVING)
+        .ingero(&[Ingero::histogram("gen_ai.server.request.duration.prefill", "s", 1.0, REQUEST_SECS).by(SERVING)]);
+    SERVING_DECODE_DURATION = histogram("warptrace.serving.request.decode.duration", "s", REQUEST_SECS, "The part of a request that is decode").by(SERVING)
+        .ingero(&[Ingero::histogram("gen_ai.server.request.duration.decode", "s", 1.0, REQUEST_SECS).by(SERVING)]);
+    SERVING_QUEUE_DURATION = histogram("warptrace.serving.request.queue.duration", "s", REQUEST_SECS, "The part of a request that is waiting to be scheduled").by(SERVING)
+        .ingero(&[Ingero::histogram("gen_ai.server.queue.duration", "s", 1.0, REQUEST_SECS).by(SERVING)]);
+    SERVING_VALIDATION_DURATION = histogram("warptrace.serving.request.validation.duration", "s", REQUEST_SECS, "The part of a request that is checking and tokenising it").by(SERVING)
+        .ingero(&[Ingero::histogram("gen_ai.server.validation.duration", "s", 1.0, REQUEST_SECS).by(SERVING)]);
+    SERVING_BATCH_DURATION = histogram("warptrace.serving.batch.duration", "s", REQUEST_SECS, "One forward pass of a batch").by(SERVING)
+        .ingero(&[Ingero::histogram("gen_ai.server.request.duration.batch", "s", 1.0, REQUEST_SECS).by(SERVING)]);
+    SERVING_TOKEN_INPUT = counter("warptrace.serving.token.input", "{token}", "Tokens of prompts").by(SERVING)
+        .ingero(&[Ingero::sum("gen_ai.client.token.usage.input", "{token}").by(SERVING)]);
+    SERVING_TOKEN_OUTPUT = counter("warptrace.serving.token.output", "{token}", "Tokens of responses").by(SERVING)
+        .ingero(&[Ingero::sum("gen_ai.client.token.usage.output", "{token}").by(SERVING)]);
+    SERVING_REQUEST_RUNNING = level("warptrace.serving.request.running", "{request}", "Requests in the running batch").by(SERVING);
+    SERVING_REQUEST_QUEUED = level("warptrace.serving.request.queued", "{request}", "Requests that wait to be scheduled").by(SERVING)
+        .ingero(&[Ingero::int("gen_ai.server.queue.size", "{request}").by(SERVING)]);
+    SERVING_BATCH_SIZE = level("warptrace.serving.batch.size", "{request}", "Requests of a batch").by(SERVING)
+        .ingero(&[Ingero::int("gen_ai.server.batch.size", "{request}").by(SERVING)]);
+    SERVING_KV_CACHE_UTILIZATION = gauge("warptrace.serving.kv_cache.utilization", "1", "Of the memory kept for the key-value cache, the part in use").by(SERVING);
+    SERVING_PREFIX_CACHE_QUERIES = counter("warptrace.serving.prefix_cache.queries", "{token}", "Tokens looked up in the prefix cache").by(SERVING);
+    SERVING_PREFIX_CACHE_HITS = counter("warptrace.serving.prefix_cache.hits", "{token}", "Tokens found there").by(SERVING);
+    SERVING_PREFIX_CACHE_HIT_RATIO = gauge("warptrace.serving.prefix_cache.hit_ratio", "1", "The same as a fraction, of engines that give only that").by(SERVING);
+    SERVING_PREEMPTIONS = counter("warptrace.serving.request.preemptions", "{preemption}", "Requests thrown out of the running batch for want of cache").by(SERVING);
+    SERVING_REQUEST_SUCCEEDED = counter("warptrace.serving.request.succeeded", "{request}", "Requests that were answered").by(SERVING)
+        .ingero(&[Ingero::sum("gen_ai.client.operation.success_total", "{request}").by(SERVING)]);
+    SERVING_REQUEST_FAILED = counter("warptrace.serving.request.failed", "{request}", "Requests that were not").by(SERVING)
+        .ingero(&[Ingero::sum("gen_ai.client.operation.failure_total", "{request}").by(SERVING)]);
+    SERVING_DRAFT_ACCEPTED = counter("warptrace.serving.draft_token.accepted", "{token}", "Tokens of a draft model that were right").by(SERVING)
+        .ingero(&[Ingero::sum("gen_ai.client.speculative.accepted_tokens", "{token}").by(SERVING)]);
+    SERVING_DRAFT_PROPOSED = counter("warptrace.serving.draft_token.proposed", "{token}", "Tokens of a draft model").by(SERVING)
+        .ingero(&[Ingero::sum("gen_ai.client.speculative.proposed_tokens", "{token}").by(SERVING)]);
+    SERVING_SCRAPE_FAILED = counter("warptrace.serving.scrape.failed", "{scrape}",
+        "Requests for an engine's metrics that failed").by(&[&ERROR_TYPE, &ENGINE_PID]);
 
     // Calls.
     CUDA_CALL_DURATION = histogram("warptrace.cuda.call.duration", "s", CALL_SECS,

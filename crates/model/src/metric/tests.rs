@@ -18,7 +18,7 @@ fn names_are_unique_lower_case_and_without_unit_or_total() {
         let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._".contains(c);
         assert!(metric.name.chars().all(known), "{}", metric.name);
         let words: Vec<&str> = metric.name.split(['.', '_']).collect();
-        for word in ["total", "seconds", "bytes", "ms", "ns", "ratio"] {
+        for word in ["total", "seconds", "bytes", "ms", "ns"] {
             assert!(!words.contains(&word), "{} has {word}", metric.name);
         }
         assert!(
@@ -125,4 +125,28 @@ fn prometheus_spells_units_out() {
         spelt(&metric::INFERENCE_SAMPLER_DEGRADED),
         "warptrace_inference_sampler_degraded"
     );
+}
+
+#[test]
+fn what_engines_measure_is_in_the_table_under_the_same_names() {
+    use crate::serving::{ServingKind, ServingMetric};
+
+    for serving in ServingMetric::ALL {
+        let metric = metric::ALL.iter().find(|m| m.name == serving.name());
+        let metric = metric.unwrap_or_else(|| panic!("{} is not in the table", serving.name()));
+        let instrument = match serving.kind() {
+            ServingKind::Histogram => Instrument::Histogram,
+            ServingKind::Counter => Instrument::Counter,
+            ServingKind::UpDownCounter => Instrument::UpDownCounter,
+            ServingKind::Gauge => Instrument::Gauge,
+        };
+        assert_eq!(
+            (metric.instrument, metric.unit),
+            (instrument, serving.unit()),
+            "{}",
+            metric.name
+        );
+        let elsewhere = metric.ingero.first().and_then(|ingero| ingero.name);
+        assert_eq!(elsewhere, serving.compat_name(), "{}", metric.name);
+    }
 }
