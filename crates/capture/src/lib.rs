@@ -7,6 +7,7 @@ pub mod clock;
 pub mod discover;
 pub mod ebpf;
 mod elf;
+pub mod engines;
 mod maps;
 pub mod pollers;
 pub mod preload;

@@ -41,6 +41,39 @@ pub fn process_info(pid: u32, from_start: bool, in_job: bool) -> Option<ProcessI
     })
 }
 
+/// Which life of `pid` it is, and its parent; `None` when it is gone. Cost: one small file.
+pub fn incarnation(pid: u32) -> Option<(Incarnation, Pid)> {
+    let stat = Stat::parse(&read(&format!("/proc/{pid}"), "stat")?)?;
+    let life = Incarnation {
+        pid: Pid(pid),
+        start_ticks: stat.start_ticks,
+    };
+    Some((life, Pid(stat.parent)))
+}
+
+/// The arguments of a process, empty ones too, of at most 1 MiB; none of a kernel thread or of a process that is gone.
+pub fn arguments(pid: u32) -> Vec<String> {
+    let text = read(&format!("/proc/{pid}"), "cmdline").unwrap_or_default();
+    // Each ends with a NUL; who writes a title over them may leave many.
+    let end = text.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
+    if end == 0 {
+        return Vec::new();
+    }
+    let words = text[..end].split(|b| *b == 0);
+    words
+        .map(|w| String::from_utf8_lossy(w).into_owned())
+        .collect()
+}
+
+/// A variable of a process's first environment; `None` when it has none, or may not be looked into.
+pub fn environment_variable(pid: u32, name: &str) -> Option<String> {
+    let environ = read(&format!("/proc/{pid}"), "environ")?;
+    environ.split(|b| *b == 0).find_map(|v| {
+        let value = v.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+        String::from_utf8(value.to_vec()).ok()
+    })
+}
+
 /// The name of a thread, or `None` when it is gone.
 pub fn thread_name(pid: u32, tid: u32) -> Option<String> {
     let name = read(&format!("/proc/{pid}/task/{tid}"), "comm")?;
@@ -193,5 +226,12 @@ mod tests {
         assert!(unsorted_tids(pid).contains(&pid));
         assert!(unsorted_pids().contains(&pid));
         assert_eq!(process_info(u32::MAX - 1, true, true), None);
+        let (life, parent) = incarnation(pid).unwrap();
+        assert_eq!((life, parent), (info.incarnation, info.parent));
+        assert_eq!(arguments(pid), std::env::args().collect::<Vec<_>>());
+        let path = environment_variable(pid, "PATH");
+        assert_eq!(path, std::env::var("PATH").ok());
+        assert_eq!(environment_variable(pid, "PAT"), None);
+        assert_eq!(arguments(u32::MAX - 1), Vec::<String>::new());
     }
 }

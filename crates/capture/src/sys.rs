@@ -1,11 +1,11 @@
 //! Small system calls that std does not have, made safe.
 #![expect(
     unsafe_code,
-    reason = "std has no poll, no limits of a process, and no fork"
+    reason = "std has no poll, no limits of a process, no fork, and no namespaces"
 )]
 
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 
 /// Sleeps until `fd` is readable (or at its end), or for `most` (at most some 24 days); whether it is. A bad descriptor or a
@@ -50,6 +50,18 @@ pub(crate) fn raise_descriptor_limit() {
             limit.rlim_cur = limit.rlim_max;
             libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
         }
+    }
+}
+
+/// Moves the calling thread, and no other, into a network namespace, given as `/proc/PID/ns/net` opened.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN in the namespace's user namespace and in our own.
+pub(crate) fn enter_net_namespace(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes a descriptor that lives longer than the call, and a number.
+    match unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
