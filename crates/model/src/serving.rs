@@ -309,6 +309,20 @@ impl ServingHistogram {
         }
     }
 
+    /// Adds another one; without buckets where the two have others.
+    pub fn add(&mut self, other: &ServingHistogram) {
+        self.sum += other.sum;
+        self.count = self.count.saturating_add(other.count);
+        if self.bounds == other.bounds && self.counts.len() == other.counts.len() {
+            for (ours, theirs) in self.counts.iter_mut().zip(&other.counts) {
+                *ours = ours.saturating_add(*theirs);
+            }
+        } else {
+            self.bounds.clear();
+            self.counts.clear();
+        }
+    }
+
     /// `None` when it is empty.
     pub fn mean(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum / self.count as f64)
@@ -351,14 +365,12 @@ pub enum ServingValue {
     Number(f64),
 }
 
-/// A measurement of an engine, as scraped.
+/// A measurement of an engine, as scraped: one of each metric and model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServingReading {
     pub metric: ServingMetric,
     /// The model's name as the engine gives it, for `gen_ai.request.model`.
     pub model: Option<String>,
-    /// What else tells series apart, by attribute name, sorted.
-    pub attributes: Vec<(&'static str, String)>,
     pub value: ServingValue,
 }
 

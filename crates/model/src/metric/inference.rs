@@ -2,8 +2,8 @@
 
 use super::{Explicit, Family, Metric, Number, Point, attribute, metric};
 use crate::inference::{
-    BoundedHistogram, InferenceState, KV_AGE_BOUNDS_MILLIS, OutlierBucket, Phase, SamplerState,
-    WorkloadKey, WorkloadState,
+    BoundedHistogram, InferenceState, OutlierBucket, Phase, SamplerState, WorkloadKey,
+    WorkloadState,
 };
 use crate::serving::{Engine, ServingReading, ServingValue};
 use crate::{BootNanos, ClockAnchor, Object, Pid, UnixNanos};
@@ -174,9 +174,6 @@ pub fn serving_families(
             attributes.insert(attribute::GEN_AI_REQUEST_MODEL.name, model.as_str());
         }
         attributes.insert(attribute::GEN_AI_SYSTEM.name, engine.name());
-        for (key, value) in &reading.attributes {
-            attributes.insert(key, value.as_str());
-        }
         let value = match &reading.value {
             ServingValue::Number(x) => Number::Double(*x),
             ServingValue::Histogram(h) => {
@@ -286,7 +283,8 @@ fn secs<const N: usize>(
 mod tests {
     use super::*;
     use crate::inference::{
-        CgroupHash, KvAgeHistogram, LeftOutSteps, STEP_BOUNDS_NANOS, StepHistogram,
+        CgroupHash, KV_AGE_BOUNDS_MILLIS, KvAgeHistogram, LeftOutSteps, STEP_BOUNDS_NANOS,
+        StepHistogram,
     };
     use crate::serving::{ServingHistogram, ServingMetric};
     use crate::{Device, Incarnation, Stream, Value};
@@ -439,7 +437,6 @@ mod tests {
         let reading = |metric, value| ServingReading {
             metric,
             model: Some("m".to_owned()),
-            attributes: Vec::new(),
             value,
         };
         let readings = [
