@@ -7,10 +7,20 @@
 pub mod annotation;
 #[cfg(feature = "memory")]
 pub mod memory;
+#[cfg(any(feature = "openmetrics", feature = "otlp"))]
+pub mod metrics;
+#[cfg(feature = "openmetrics")]
+pub mod openmetrics;
 #[cfg(feature = "otlp")]
 pub mod otlp;
+#[cfg(feature = "outlier-stream")]
+pub mod outlier_stream;
+#[cfg(feature = "prometheus-text")]
+pub mod prometheus_text;
 #[cfg(feature = "run-log")]
 pub mod run_log;
+#[cfg(feature = "serving")]
+pub mod serving;
 #[cfg(feature = "span-record")]
 pub mod span_record;
 

@@ -1,8 +1,8 @@
-//! OTLP, the OpenTelemetry protocol: spans as a collector takes them, and its answers.
+//! OTLP, the OpenTelemetry protocol: spans and metrics as a collector takes them, and its answers.
 //!
-//! [`Origin::request`] makes a request of spans; [`ExportTraceServiceRequest::to_protobuf`] and
-//! [`ExportTraceServiceRequest::to_json`] are its two encodings. How one travels (HTTP, gRPC, compression, retries) is the
-//! exporter's. Metrics and logs are not here yet.
+//! [`Origin::request`] makes a request of spans, [`MetricsEncoder::request`] one of metrics, [`Deltas`] what came since the one
+//! before; `to_protobuf` and `to_json` of a request are its two encodings. How one travels (HTTP, gRPC, compression, retries) is
+//! the exporter's. Logs are not here.
 //!
 //! # What becomes of a span
 //!
@@ -21,14 +21,21 @@
 //! | object | `kvlistValue` |
 //! | list or object below 16 levels of them | an empty `AnyValue`: receivers refuse a request that is nested too deep, as a whole |
 
+mod deltas;
+mod metrics;
 mod proto;
 mod response;
 
 use prost::Message as _;
 use warptrace_model::{Int, Object, SpanEvent, SpanRecord, Value, surrogate_half};
 
+pub use self::deltas::Deltas;
+pub use self::metrics::{MetricsEncoder, Temporality, latest, split};
 pub use self::proto::{
-    AnyValue, ArrayValue, Event, ExportTracePartialSuccess, ExportTraceServiceRequest,
+    AnyValue, ArrayValue, Buckets, Data, Event, Exemplar, ExemplarValue, ExponentialHistogram,
+    ExponentialHistogramDataPoint, ExportMetricsServiceRequest, Gauge, Histogram,
+    HistogramDataPoint, Metric, NumberDataPoint, PointValue, ResourceMetrics, ScopeMetrics, Sum,
+    ExportTracePartialSuccess, ExportTraceServiceRequest,
     ExportTraceServiceResponse, InstrumentationScope, KeyValue, KeyValueList, Resource,
     ResourceSpans, ScopeSpans, Span, Status, Variant,
 };

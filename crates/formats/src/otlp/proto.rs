@@ -8,7 +8,15 @@
 //! `serde` gives OTLP's JSON: lowerCamelCase, ids in hexadecimal, 64-bit integers as text, enumerations as numbers,
 //! unknown keys ignored.
 
+mod metrics;
+
 use serde::{Deserialize, Serialize};
+
+pub use self::metrics::{
+    Buckets, Data, Exemplar, ExemplarValue, ExponentialHistogram, ExponentialHistogramDataPoint,
+    ExportMetricsServiceRequest, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint,
+    PointValue, ResourceMetrics, ScopeMetrics, Sum,
+};
 
 /// What a collector takes: `collector.trace.v1.ExportTraceServiceRequest`.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
@@ -27,12 +35,12 @@ pub struct ExportTraceServiceResponse {
     pub partial_success: Option<ExportTracePartialSuccess>,
 }
 
-/// What of a request was not taken.
+/// What of a request was not taken: spans, or points, which OTLP says in the same bytes.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ExportTracePartialSuccess {
     #[prost(int64, tag = "1")]
-    #[serde(with = "int_text")]
+    #[serde(with = "int_text", alias = "rejectedDataPoints")]
     pub rejected_spans: i64,
     #[prost(string, tag = "2")]
     pub error_message: String,

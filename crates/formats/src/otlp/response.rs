@@ -11,7 +11,7 @@ use super::proto::{ExportTraceServiceResponse, RetryInfo, RpcStatus};
 /// What of an accepted request was not taken after all.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Partial {
-    /// Spans. 0 with a message is a warning.
+    /// Spans or points. 0 with a message is a warning.
     pub rejected: u64,
     /// For a person; empty when there is nothing to say.
     pub message: String,
