@@ -336,7 +336,7 @@ fn time_held_back_by_a_quota_is_told_from_other_waiting() {
         "{PRELUDE} int cudaStreamSynchronize(u64); static u64 held(const char *path) {{ char line[200]; u64 v = 0; FILE *f = fopen(path, \"r\");\
          while (fgets(line, sizeof line, f)) {{ if (sscanf(line, \"throttled_usec %lu\", &v) == 1) v *= 1000; else sscanf(line, \"throttled_time %lu\", &v); }}\
          fclose(f); return v; }}\n int main(int n, char **args) {{ volatile u64 x = 0; cudaStreamSynchronize(1); u64 before = held(args[1]);\
-         for (int i = 0; i < 40; i++) {{ for (int j = 0; j < 2000000; j++) x += j; cudaStreamSynchronize(i); }}\
+         for (int i = 0; i < 60; i++) {{ for (int j = 0; j < 2000000; j++) x += j; cudaStreamSynchronize(i); }}\
          printf(\"%lu\\n\", held(args[1]) - before); return 0; }}"
     );
     let runtime = libraries.join("libcudart.so.12");
@@ -352,16 +352,17 @@ fn time_held_back_by_a_quota_is_told_from_other_waiting() {
     )
     .succeeded();
     let kernel: u64 = got.stdout.trim().parse().unwrap();
-    assert!(kernel > 50_000_000, "it was held back: {kernel} ns");
+    assert!(kernel > 300_000_000, "it was held back: {kernel} ns");
     let stretches = got.of_kind(Kind::Stretch);
     let held: u64 = stretches.iter().map(|s| (s.stream >> 32) * 1000).sum();
     assert!(
         stretches.iter().all(|s| (s.stream >> 32) * 1000 <= s.arg1),
         "no more than was waited"
     );
-    // The first and the last stretch begin and end a few calls beside the program's readings.
+    // The first and the last stretch begin and end a few calls beside the program's readings: there it may be held back once, for
+    // at most a period.
     assert!(
-        held.abs_diff(kernel) * 10 <= kernel,
+        held.abs_diff(kernel) <= kernel / 10 + 100_000_000,
         "{held} ns in the stretches, {kernel} ns by the group"
     );
 }
