@@ -29,3 +29,5 @@ pub mod json;
 mod lines;
 #[cfg(any(feature = "memory", feature = "span-record"))]
 pub mod open_json;
+#[cfg(any(feature = "outlier-stream", feature = "run-log"))]
+mod utc;

@@ -7,8 +7,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use warptrace_model::metric::{
-    Attribute, Derived, Exemplar, Family, Form, Ingero, Instrument, Number, Shape,
-    attribute, prometheus_name, resource,
+    Attribute, Derived, Exemplar, Family, Form, Ingero, Instrument, Number, Shape, attribute,
+    prometheus_name, resource,
 };
 use warptrace_model::{Int, Object, UnixNanos, Value};
 
@@ -116,7 +116,11 @@ pub(crate) fn native(family: &Family, dialect: Dialect) -> Written<'_> {
         unit,
         meaning: metric.meaning,
         kind: metric.instrument,
-        points: if merges { merged(points, metric.instrument != Instrument::Gauge) } else { points },
+        points: if merges {
+            merged(points, metric.instrument != Instrument::Gauge)
+        } else {
+            points
+        },
     }
 }
 
@@ -182,9 +186,9 @@ pub(crate) fn resource(ours: &Object, names: Names) -> Object {
         }
     }
     for (key, value) in ours.iter() {
-        let renamed = resource::ALL.iter().any(|row| {
-            row.name == key && row.ingero.is_some_and(|theirs| theirs != key)
-        });
+        let renamed = resource::ALL
+            .iter()
+            .any(|row| row.name == key && row.ingero.is_some_and(|theirs| theirs != key));
         if (names.has_native() || !renamed) && !to.contains(key) {
             to.insert(key, value.clone());
         }

@@ -33,11 +33,10 @@ pub use self::deltas::Deltas;
 pub use self::metrics::{MetricsEncoder, Temporality, latest, split};
 pub use self::proto::{
     AnyValue, ArrayValue, Buckets, Data, Event, Exemplar, ExemplarValue, ExponentialHistogram,
-    ExponentialHistogramDataPoint, ExportMetricsServiceRequest, Gauge, Histogram,
-    HistogramDataPoint, Metric, NumberDataPoint, PointValue, ResourceMetrics, ScopeMetrics, Sum,
-    ExportTracePartialSuccess, ExportTraceServiceRequest,
-    ExportTraceServiceResponse, InstrumentationScope, KeyValue, KeyValueList, Resource,
-    ResourceSpans, ScopeSpans, Span, Status, Variant,
+    ExponentialHistogramDataPoint, ExportMetricsServiceRequest, ExportTracePartialSuccess,
+    ExportTraceServiceRequest, ExportTraceServiceResponse, Gauge, Histogram, HistogramDataPoint,
+    InstrumentationScope, KeyValue, KeyValueList, Metric, NumberDataPoint, PointValue, Resource,
+    ResourceMetrics, ResourceSpans, ScopeMetrics, ScopeSpans, Span, Status, Sum, Variant,
 };
 pub use self::response::{Partial, Refusal, UnreadableResponse};
 

@@ -141,7 +141,10 @@ impl<'a> Samples<'a> {
     fn sample(&self, line: &'a str) -> Result<Sample<'a>, &'static str> {
         let mut text = Text(line);
         let mut name = text.word(is_name_byte).map(Cow::Borrowed);
-        if name.as_ref().is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit())) {
+        if name
+            .as_ref()
+            .is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit()))
+        {
             return Err("a name begins with a digit");
         }
         let is_apart = text.blanks();
@@ -183,7 +186,9 @@ impl<'a> Samples<'a> {
         let underscore = name.rfind('_').filter(|at| *at > 0);
         let found = underscore.and_then(|at| {
             let kind = self.kinds.get(&name[..at])?;
-            kind.suffixes().contains(&&name[at..]).then_some((Some(*kind), at))
+            kind.suffixes()
+                .contains(&&name[at..])
+                .then_some((Some(*kind), at))
         });
         found.unwrap_or((None, name.len()))
     }
@@ -264,7 +269,11 @@ impl<'a> Text<'a> {
     }
 
     fn word(&mut self, belongs: impl Fn(u8) -> bool) -> Option<&'a str> {
-        let end = self.0.bytes().position(|byte| !belongs(byte)).unwrap_or(self.0.len());
+        let end = self
+            .0
+            .bytes()
+            .position(|byte| !belongs(byte))
+            .unwrap_or(self.0.len());
         let (word, rest) = self.0.split_at(end);
         self.0 = rest;
         (!word.is_empty()).then_some(word)
@@ -366,7 +375,11 @@ mod tests {
 
     #[track_caller]
     fn bad(line: &str) -> &'static str {
-        Samples::new(line.as_bytes()).next().unwrap().unwrap_err().why
+        Samples::new(line.as_bytes())
+            .next()
+            .unwrap()
+            .unwrap_err()
+            .why
     }
 
     fn pairs<'a>(sample: &'a Sample<'_>) -> Vec<(&'a str, &'a str)> {
@@ -383,7 +396,10 @@ mod tests {
             vllm:prompt_tokens_total{model_name=\"m\"} 17\r\n\
             # TYPE q gauge\nq_total 1\n# EOF\n";
         let samples: Vec<_> = Samples::new(text.as_bytes()).map(Result::unwrap).collect();
-        let seen: Vec<_> = samples.iter().map(|s| (s.family(), s.kind, s.value)).collect();
+        let seen: Vec<_> = samples
+            .iter()
+            .map(|s| (s.family(), s.kind, s.value))
+            .collect();
         let histogram = "vllm:time_to_first_token_seconds";
         assert_eq!(
             seen,
@@ -414,7 +430,10 @@ mod tests {
     #[test]
     fn of_openmetrics_exemplars_and_times_are_known() {
         let sample = one("a_bucket{le=\"1\"} 3 1700000000.5 # {trace_id=\"x\"} 0.5 1700000000.1");
-        assert_eq!((sample.value, sample.at_millis), (3.0, Some(1_700_000_000_500)));
+        assert_eq!(
+            (sample.value, sample.at_millis),
+            (3.0, Some(1_700_000_000_500))
+        );
         assert_eq!(one("a_total 3 # {} 1").value, 3.0);
     }
 
@@ -425,7 +444,10 @@ mod tests {
         assert_eq!(pairs(&sample), [("a b", "1"), ("c", "2")]);
         let text = "# TYPE \"my.metric\" histogram\n{\"my.metric_count\"} 4";
         let sample = Samples::new(text.as_bytes()).next().unwrap().unwrap();
-        assert_eq!((sample.family(), sample.kind), ("my.metric", Some(Kind::Histogram)));
+        assert_eq!(
+            (sample.family(), sample.kind),
+            ("my.metric", Some(Kind::Histogram))
+        );
     }
 
     #[test]
@@ -443,7 +465,7 @@ mod tests {
             ("a{b=\"1\" c=\"2\"} 1", "no comma or brace after a label"),
             ("a{b=\"1", "a label's value is no string"),
             ("a{b=\"1\\", "a label's value is no string"),
-            ("a{b} 1", "no comma or brace after a label"),
+            ("a{b} 1", "a label without a value"),
             ("a{-} 1", "no name of a label"),
             ("a{\"x\"} 1", "a label without a value"),
             ("a-b 1", "a character that no name has"),
@@ -458,7 +480,9 @@ mod tests {
         let text = b"a 1\nb{\n\xff 2\nc 3";
         let seen: Vec<_> = Samples::new(text).map(|line| line.is_ok()).collect();
         assert_eq!(seen, [true, false, false, true]);
-        let numbers: Vec<_> = Samples::new(text).filter_map(|l| l.err().map(|b| b.number)).collect();
+        let numbers: Vec<_> = Samples::new(text)
+            .filter_map(|l| l.err().map(|b| b.number))
+            .collect();
         assert_eq!(numbers, [2, 3]);
     }
 }

@@ -20,15 +20,14 @@ mod histogram;
 mod record;
 mod repair;
 mod summary;
-mod time;
 
 pub use crate::lines::{DEFAULT_LINE_LIMIT, Line, Lines};
+pub use crate::utc::{format_utc, parse_utc};
 pub use check::{Checker, Problem, ProblemKind};
 pub use histogram::Latencies;
 pub use record::{Kind, Record, Runs, is_blank};
 pub use repair::{Repaired, repair};
 pub use summary::{Group, Groups, RunSummary, Summary, SummaryOptions, Totals};
-pub use time::{format_utc, parse_utc};
 
 /// The largest count that every reader of JSON keeps exact, 2^53 - 1; more is not a count.
 pub const MAX_COUNT: u64 = (1 << 53) - 1;

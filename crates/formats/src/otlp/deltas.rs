@@ -33,20 +33,28 @@ impl Deltas {
             Family {
                 metric: family.metric,
                 points: match family.metric.accumulates() {
-                    true => points.filter_map(|point| self.delta(family.metric, point)).collect(),
+                    true => points
+                        .filter_map(|point| self.delta(family.metric, point))
+                        .collect(),
                     false => points.cloned().collect(),
                 },
             }
         });
         Snapshot {
             resource: snapshot.resource.clone(),
-            families: families.filter(|family| !family.points.is_empty()).collect(),
+            families: families
+                .filter(|family| !family.points.is_empty())
+                .collect(),
         }
     }
 
     /// Says that a receiver has `snapshot`, as it was before [`Deltas::since`], or a part of it.
     pub fn delivered(&mut self, snapshot: &Snapshot) {
-        for family in snapshot.families.iter().filter(|family| family.metric.accumulates()) {
+        for family in snapshot
+            .families
+            .iter()
+            .filter(|family| family.metric.accumulates())
+        {
             for point in &family.points {
                 let sent = Sent {
                     start: point.start,
@@ -63,7 +71,12 @@ impl Deltas {
         let here: std::collections::HashSet<(&'static Metric, Box<str>)> = snapshot
             .families
             .iter()
-            .flat_map(|family| family.points.iter().map(|point| (family.metric, point.series())))
+            .flat_map(|family| {
+                family
+                    .points
+                    .iter()
+                    .map(|point| (family.metric, point.series()))
+            })
             .collect();
         self.delivered.retain(|key, _| here.contains(key));
     }
@@ -135,11 +148,17 @@ mod tests {
         let mut meter = Meter::new(UnixNanos(10), 100);
         let mut deltas = Deltas::default();
         let launch = |meter: &mut Meter, n| {
-            meter.add(&metric::CUDA_LAUNCH_COUNT, Object::new(), n).unwrap();
+            meter
+                .add(&metric::CUDA_LAUNCH_COUNT, Object::new(), n)
+                .unwrap();
             for _ in 0..n {
-                meter.record(&metric::CUDA_COPY_DURATION, Object::new(), 0.5, None).unwrap();
+                meter
+                    .record(&metric::CUDA_COPY_DURATION, Object::new(), 0.5, None)
+                    .unwrap();
             }
-            meter.set(&metric::STORE_SIZE, Object::new(), Number::Int(n)).unwrap();
+            meter
+                .set(&metric::STORE_SIZE, Object::new(), Number::Int(n))
+                .unwrap();
         };
         let (copies, launches, size) = (
             metric::CUDA_COPY_DURATION.name,
@@ -171,18 +190,26 @@ mod tests {
     fn a_series_that_began_anew_is_whole() {
         let mut deltas = Deltas::default();
         let mut before = Meter::new(UnixNanos(10), 100);
-        before.add(&metric::CUDA_LAUNCH_COUNT, Object::new(), 3).unwrap();
+        before
+            .add(&metric::CUDA_LAUNCH_COUNT, Object::new(), 3)
+            .unwrap();
         deltas.delivered(&at(&mut before, 20));
         let mut anew = Meter::new(UnixNanos(25), 100);
-        anew.add(&metric::CUDA_LAUNCH_COUNT, Object::new(), 4).unwrap();
+        anew.add(&metric::CUDA_LAUNCH_COUNT, Object::new(), 4)
+            .unwrap();
         let snapshot = at(&mut anew, 30);
         assert_eq!(seen(&deltas.since(&snapshot))[0].1, 25);
         assert_eq!(seen(&deltas.since(&snapshot))[0].3, 4);
         // Or with the same start, from a lower count.
         let mut lower = Meter::new(UnixNanos(10), 100);
-        lower.add(&metric::CUDA_LAUNCH_COUNT, Object::new(), 1).unwrap();
+        lower
+            .add(&metric::CUDA_LAUNCH_COUNT, Object::new(), 1)
+            .unwrap();
         let snapshot = at(&mut lower, 30);
-        assert_eq!(seen(&deltas.since(&snapshot))[0], (metric::CUDA_LAUNCH_COUNT.name, 10, 30, 1));
+        assert_eq!(
+            seen(&deltas.since(&snapshot))[0],
+            (metric::CUDA_LAUNCH_COUNT.name, 10, 30, 1)
+        );
         deltas.forget_missing(&Snapshot::default());
         assert!(deltas.delivered.is_empty());
     }

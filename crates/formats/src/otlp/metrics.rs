@@ -125,7 +125,11 @@ impl MetricsEncoder {
                 let cumulative = Temporality::Cumulative.code();
                 vec![metric(Data::Sum(Sum {
                     data_points: written.points.iter().filter_map(number).collect(),
-                    aggregation_temporality: if is_monotonic { temporality } else { cumulative },
+                    aggregation_temporality: if is_monotonic {
+                        temporality
+                    } else {
+                        cumulative
+                    },
                     is_monotonic,
                 }))]
             }

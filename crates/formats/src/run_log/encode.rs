@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 
 use super::histogram::Latencies;
-use super::time::format_utc;
 use crate::json::{Options, Reader, Token, escape_into};
+use crate::utc::format_utc;
 
 /// How deep a caller's value may be nested: what is around it adds a level, and readers take 512.
 const CALLER_DEPTH: u32 = 511;

@@ -1,4 +1,4 @@
-//! UTC as the log writes it, `2026-02-01T00:00:00Z`, and as others may. Days are counted as in Howard Hinnant,
+//! Times as text, `2026-02-01T00:00:00Z`, and as others may write them. Days are counted as in Howard Hinnant,
 //! "chrono-Compatible Low-Level Date Algorithms".
 
 /// Seconds since the Unix epoch as `YYYY-MM-DDTHH:MM:SSZ`. Years above 9999 get more digits, years before 0 a sign.
