@@ -89,7 +89,7 @@ pub fn inference_families(
     }
     let workloads = state.workloads.len() as u64;
     to.push(
-        &metric::INFERENCE_WORKLOAD_COUNT,
+        &metric::INFERENCE_WORKLOADS,
         Object::new(),
         count(workloads),
     );

@@ -354,7 +354,7 @@ metrics! {
         "95th percentile of a workload's healthy steps").by(WORKLOAD)
         .ingero(&[Ingero::double("ingero.infer.baseline_p95_ns", "ns").derived(Derived::Times(1e9))
             .prometheus("ingero_infer_baseline_p95_ns").by(WORKLOAD)]);
-    INFERENCE_WORKLOAD_COUNT = level("warptrace.inference.workload.count", "{workload}",
+    INFERENCE_WORKLOADS = level("warptrace.inference.workloads", "{workload}",
         "Workloads that have a baseline or are getting one")
         .ingero(&[Ingero::int("ingero.infer.workloads_tracked", "1").prometheus("ingero_infer_workloads_tracked")]);
     INFERENCE_EVICTED = counter("warptrace.inference.evicted", "{entry}",
@@ -492,7 +492,7 @@ metrics! {
         .by(&[&PID, &COMM, &LIBRARY_PATH, &LIBRARY_VERSION])
         .ingero(&[Ingero::int("gpu.nccl.process_loaded", "1").prometheus("gpu_nccl_process_loaded")
             .by(&[&PID, &COMM, &LIBRARY_PATH, &LIBRARY_VERSION])]);
-    NCCL_PROCESS_COUNT = level("warptrace.nccl.process.count", "{process}", "Processes that have NCCL loaded")
+    NCCL_PROCESSES = level("warptrace.nccl.processes", "{process}", "Processes that have NCCL loaded")
         .ingero(&[Ingero::int("gpu.nccl.processes_total", "1").prometheus("gpu_nccl_processes_total")]);
 
     // Devices.
@@ -584,7 +584,7 @@ metrics! {
         .ingero(&[Ingero::only_prometheus("ingero_fleet_median", Shape::DoubleGauge).by(&[&CLUSTER, &CGROUP])]);
     FLEET_MAD = gauge("warptrace.fleet.mad", "1", "Median of the scores' distances from their median").by(&[&CLUSTER, &CGROUP])
         .ingero(&[Ingero::only_prometheus("ingero_fleet_mad", Shape::DoubleGauge).by(&[&CLUSTER, &CGROUP])]);
-    FLEET_STRAGGLER_COUNT = level("warptrace.fleet.straggler.count", "{node}", "Nodes below the threshold").by(&[&CLUSTER, &CGROUP])
+    FLEET_STRAGGLERS = level("warptrace.fleet.stragglers", "{node}", "Nodes below the threshold").by(&[&CLUSTER, &CGROUP])
         .ingero(&[Ingero::only_prometheus("ingero_fleet_straggler_count", Shape::IntGauge).by(&[&CLUSTER, &CGROUP])]);
     FLEET_COVERAGE_LOW = level("warptrace.fleet.coverage_low", "1", "1 while too few nodes report to judge").by(&[&CLUSTER, &CGROUP])
         .ingero(&[Ingero::only_prometheus("ingero_fleet_coverage_low", Shape::IntGauge).by(&[&CLUSTER, &CGROUP])]);
@@ -597,7 +597,7 @@ metrics! {
         .ingero(&[Ingero::only_prometheus("ingero_trace_db_bytes", Shape::IntGauge)]);
     STORE_PRUNED = counter("warptrace.store.pruned", "{row}", "Rows that were deleted to stay within bounds")
         .ingero(&[Ingero::only_prometheus("ingero_trace_db_pruned_rows_total", Shape::Sum)]);
-    STREAM_CONSUMER_COUNT = level("warptrace.stream.consumer.count", "{consumer}", "Consumers of the outlier stream");
+    STREAM_CONSUMERS = level("warptrace.stream.consumers", "{consumer}", "Consumers of the outlier stream");
     STREAM_DROPPED = counter("warptrace.stream.dropped", "{message}",
         "Messages of the outlier stream that a consumer did not get").by(&[&ERROR_TYPE]);
     EXPORT_POINTS = counter("otel.sdk.exporter.metric_data_point.exported", "{data_point}",
