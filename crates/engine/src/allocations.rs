@@ -62,8 +62,9 @@ struct Level {
     by_age: VecDeque<(u64, u64)>,
 }
 
+/// What an op does to a process's device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
+pub(crate) enum Role {
     Other,
     /// Bytes in `arg0`, address or handle in `arg1`.
     Takes,
@@ -72,7 +73,7 @@ enum Role {
 }
 
 /// Device memory, by the CUDA Runtime and Driver API references 12.
-fn role(op: OpId) -> Role {
+pub(crate) fn role(op: OpId) -> Role {
     match op.name() {
         "cudaMalloc"
         | "cudaMallocManaged"

@@ -4,7 +4,7 @@
 //! at a time (a unit to be measured, one to be judged, a tick) is done after all events up to that time and before the
 //! next: so the outcome depends on the events alone, not on when or in which portions they came.
 
-mod calls;
+pub(crate) mod calls;
 mod said;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,6 +16,7 @@ use warptrace_model::{
 };
 
 use crate::allocations::{Allocations, AllocatorLevel};
+use crate::inference::{Inference, InferenceOutput};
 use crate::judge::Judge;
 use crate::order::MergeBuffer;
 use crate::partition::Partition;
@@ -37,6 +38,8 @@ pub struct Output {
     pub gaps: Vec<Gap>,
     /// What the engine itself had to leave out: late events, evicted entries.
     pub losses: Vec<Loss>,
+    /// Of an engine that was made with [`Engine::with_inference`].
+    pub inference: InferenceOutput,
 }
 
 /// What is known of a process's memory on a device at a moment.
@@ -63,6 +66,7 @@ pub struct Engine {
     stats: Stats,
     allocations: Allocations,
     memory: Vec<MemorySample>,
+    inference: Option<Inference>,
     judge: Judge,
     retransmits: Retransmits,
     roles: Vec<calls::Role>,
@@ -96,6 +100,7 @@ impl Engine {
             stats: Stats::new(rules.caps.ops),
             allocations: Allocations::default(),
             memory: Vec::new(),
+            inference: None,
             judge: Judge::new(),
             order: MergeBuffer::default(),
             retransmits: Retransmits::default(),
@@ -119,6 +124,23 @@ impl Engine {
         }
     }
 
+    /// An engine that also follows the steps of inference servers.
+    pub fn with_inference(rules: Rules, inference: Inference) -> Engine {
+        Engine {
+            inference: Some(inference),
+            ..Engine::new(rules)
+        }
+    }
+
+    pub fn inference(&self) -> Option<&Inference> {
+        self.inference.as_ref()
+    }
+
+    /// For [`Inference::admit`].
+    pub fn inference_mut(&mut self) -> Option<&mut Inference> {
+        self.inference.as_mut()
+    }
+
     /// Takes an event, in any order within the merge window. One that comes later, or whose time is past any machine's
     /// uptime, is counted and left out. Cost: amortised O(log n) in the events that wait.
     pub fn push(&mut self, event: Event) {
@@ -135,6 +157,9 @@ impl Engine {
         self.take_up_to(cutoff);
         self.run_due(cutoff);
         self.world.paused.lasted(cutoff, false);
+        if let Some(i) = &mut self.inference {
+            i.advance(BootNanos(cutoff));
+        }
     }
 
     /// The recording ends: judges everything, ends incidents, and tells what was always slow and how the start was.
@@ -143,6 +168,9 @@ impl Engine {
         self.take_up_to(end.0);
         self.run_due(end.0);
         self.world.paused.lasted(end.0, true);
+        if let Some(i) = &mut self.inference {
+            i.advance(end);
+        }
         while let Some((_, c)) = self.closed.pop_front() {
             self.measure(&c);
         }
@@ -213,6 +241,11 @@ impl Engine {
                 })
                 .collect(),
             losses,
+            inference: self
+                .inference
+                .as_mut()
+                .map(Inference::drain)
+                .unwrap_or_default(),
         }
     }
 
@@ -318,6 +351,12 @@ impl Engine {
     fn tick(&mut self, now: u64) {
         self.next_tick = now + TICK_NANOS;
         self.judge.tick(now, &self.world, &self.rules);
+        let troubles = self.judge.troubles();
+        if let Some(i) = &mut self.inference {
+            for (pid, severity, at) in troubles {
+                i.found(pid, severity, BootNanos(at));
+            }
+        }
         let world = &mut self.world;
         let mut facts = Vec::new();
         let mut ended = Vec::new();
@@ -393,6 +432,9 @@ impl Engine {
         self.since_prune += 1;
         if self.since_prune >= PRUNE_EVENTS {
             self.prune(at);
+        }
+        if let Some(i) = &mut self.inference {
+            i.take(BootNanos(at), event);
         }
         match event {
             Event::Call(c) => self.call(c),

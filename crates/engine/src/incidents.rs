@@ -96,6 +96,10 @@ impl Incident {
         self.window.end.0
     }
 
+    pub(crate) fn severity(&self) -> Severity {
+        self.severity
+    }
+
     pub(crate) fn excess(&self) -> u64 {
         self.exposed.iter().sum()
     }

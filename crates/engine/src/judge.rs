@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use warptrace_model::{
-    Category, Cause, Finding, FindingId, NamedBy, Parts, Profile, Unit, UnitKey, UnitKind,
+    Category, Cause, Finding, FindingId, NamedBy, Parts, Pid, Profile, Severity, Unit, UnitKey,
+    UnitKind,
 };
 
 use crate::baseline::{Baseline, Usual};
@@ -45,6 +46,9 @@ struct Unsettled {
     returned: u64,
 }
 
+/// Facts kept between two ticks.
+const FACTS: usize = 256;
+
 /// A job that never waits for its device settles nothing: its units stand as they are after so many.
 const SETTLED_BY: usize = 8;
 
@@ -54,6 +58,8 @@ pub(crate) struct Judge {
     starts: Vec<Start>,
     /// Findings that are new or changed.
     told: BTreeMap<FindingId, Finding>,
+    /// Facts told since the last tick: about whom, how bad, when.
+    facts: Vec<(Pid, Severity, u64)>,
     pub(crate) units: Vec<Unit>,
     pub(crate) evicted: u64,
 }
@@ -64,12 +70,17 @@ impl Judge {
             keys: QuickMap::default(),
             starts: Vec::new(),
             told: BTreeMap::new(),
+            facts: Vec::new(),
             units: Vec::new(),
             evicted: 0,
         }
     }
 
     pub(crate) fn tell(&mut self, f: Finding) {
+        if self.facts.len() < FACTS {
+            let pid = f.key.process.pid;
+            self.facts.push((pid, f.severity, f.window.end.0));
+        }
         self.told.insert(f.id, f);
     }
 
@@ -309,6 +320,17 @@ impl Judge {
         s.slow(m, &usual, b.cause(), |i, m, u| {
             i.add(m, u, &b, &rules.finding)
         });
+    }
+
+    /// Incidents that go on, and facts told since this was asked last: about whom, how bad, when it was last so. What is always
+    /// slow is none of these.
+    pub(crate) fn troubles(&mut self) -> Vec<(Pid, Severity, u64)> {
+        let mut out = std::mem::take(&mut self.facts);
+        for s in self.keys.values() {
+            let open = s.open.iter().filter(|i| i.stands_alone());
+            out.extend(open.map(|i| (i.key.process.pid, i.severity(), i.end())));
+        }
+        out
     }
 
     /// Closes incidents that nothing was added to for long, as of `now`.

@@ -25,6 +25,7 @@ mod capped;
 mod cold_start;
 mod engine;
 mod incidents;
+mod inference;
 mod judge;
 mod labels;
 pub mod memory;
@@ -43,6 +44,10 @@ pub mod testing;
 
 pub use allocations::{Allocations, AllocatorLevel};
 pub use engine::{Engine, MemorySample, Output};
+pub use inference::{
+    Admission, Inference, InferenceCaps, InferenceOutput, InferenceSettings, KvLineage, PhaseRules,
+    SettingsError, ShiftRules, cgroup_hash,
+};
 pub use labels::{Forgotten, Joined, LabelCaps, LabelIndex, join};
 pub use stats::OpStats;
 pub use thresholds::{

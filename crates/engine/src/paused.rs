@@ -27,7 +27,7 @@ impl Paused {
         match (self.since, on) {
             (None, false) => (self.since, self.counted) = (Some(at), at),
             (Some(since), true) => {
-                self.nanos += at.saturating_sub(self.counted);
+                self.nanos = self.nanos.saturating_add(at.saturating_sub(self.counted));
                 self.since = None;
                 World::bounded(
                     &mut self.stretches,
@@ -43,7 +43,7 @@ impl Paused {
     pub(crate) fn lasted(&mut self, now: u64, over: bool) {
         let more = now.saturating_sub(self.counted);
         if self.since.is_some() && (over || more >= TELL_NANOS) {
-            self.nanos += more;
+            self.nanos = self.nanos.saturating_add(more);
             self.counted = self.counted.max(now);
         }
     }

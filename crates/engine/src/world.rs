@@ -280,7 +280,7 @@ impl Gpu {
 
 /// NVML's clock event reasons that do not hold a busy device back: idle, and the clock that somebody set
 /// (`nvmlClocksEventReasonGpuIdle` 0x1, `…ApplicationsClocksSetting` 0x2; NVML API reference 12).
-const NOT_THROTTLED: u64 = 0x1 | 0x2;
+pub(crate) const NOT_THROTTLED: u64 = 0x1 | 0x2;
 
 pub(crate) fn throttled(sample: &GpuSample) -> bool {
     sample

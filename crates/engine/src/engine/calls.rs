@@ -23,7 +23,7 @@ const LONGEST_UNIT_NANOS: u64 = 1 << 50;
 
 /// Bookkeeping that an op means for work sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     None,
     EventRecord,
     StreamWaitEvent,
@@ -34,7 +34,7 @@ pub(super) enum Role {
 }
 
 impl Role {
-    pub(super) fn of(op: OpId) -> Role {
+    pub(crate) fn of(op: OpId) -> Role {
         match op.name() {
             "cudaEventRecord"
             | "cudaEventRecordWithFlags"

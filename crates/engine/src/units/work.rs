@@ -24,11 +24,17 @@ pub(crate) struct Issued {
     /// Kernels, and nodes of graphs.
     pub(crate) launches: u64,
     pub(crate) bytes: [u64; COPY_KINDS],
+    /// How long the launch calls took on the host, ns, and collectives called: counted for who asks for it
+    /// ([`Work::launch_took`], [`Work::collective`]).
+    pub(crate) launch_nanos: u64,
+    pub(crate) collectives: u64,
 }
 
 impl Issued {
     fn max(&mut self, other: &Issued) {
         self.launches = self.launches.max(other.launches);
+        self.launch_nanos = self.launch_nanos.max(other.launch_nanos);
+        self.collectives = self.collectives.max(other.collectives);
         for (a, b) in self.bytes.iter_mut().zip(other.bytes) {
             *a = (*a).max(b);
         }
@@ -36,6 +42,9 @@ impl Issued {
 
     fn add_difference(&mut self, to: &Issued, from: &Issued) {
         self.launches += to.launches.saturating_sub(from.launches);
+        let took = to.launch_nanos.saturating_sub(from.launch_nanos);
+        self.launch_nanos = self.launch_nanos.saturating_add(took);
+        self.collectives += to.collectives.saturating_sub(from.collectives);
         for (i, b) in self.bytes.iter_mut().enumerate() {
             *b = b.saturating_add(to.bytes[i].saturating_sub(from.bytes[i]));
         }
@@ -156,6 +165,20 @@ impl Work {
         true
     }
 
+    /// The launch that was just counted took `nanos` on the host.
+    pub(crate) fn launch_took(&mut self, key: StreamKey, nanos: u64) {
+        let took = &mut self.stream(key).issued.launch_nanos;
+        *took = took.saturating_add(nanos);
+    }
+
+    /// A collective was called on a stream.
+    pub(crate) fn collective(&mut self, key: StreamKey) {
+        let s = self.stream(key);
+        if s.capture.is_none() {
+            s.issued.collectives += 1;
+        }
+    }
+
     /// `bytes` are copied on a stream.
     pub(crate) fn copy(&mut self, key: StreamKey, kind: u8, bytes: u64) {
         let s = self.stream(key);
@@ -216,6 +239,12 @@ impl Work {
             }
         }
         self.captures.remove(&c)
+    }
+
+    /// Whether something was issued on a stream that is not known to be done.
+    pub(crate) fn has_more(&mut self, key: StreamKey) -> bool {
+        let s = self.stream(key);
+        s.issued != s.done
     }
 
     /// The stream on which `event` was recorded last.
