@@ -206,7 +206,7 @@ pub(crate) fn spelt(name: &'static str, dialect: Dialect) -> Cow<'static, str> {
     }
 }
 
-fn native_labels(
+pub(crate) fn native_labels(
     known: &[&'static Attribute],
     said: &Object,
     dialect: Dialect,
@@ -226,7 +226,7 @@ fn native_labels(
     labels.collect()
 }
 
-fn ingero_labels(
+pub(crate) fn ingero_labels(
     known: &[&'static Attribute],
     said: &Object,
     dialect: Dialect,

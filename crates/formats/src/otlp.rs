@@ -21,6 +21,7 @@
 //! | object | `kvlistValue` |
 //! | list or object below 16 levels of them | an empty `AnyValue`: receivers refuse a request that is nested too deep, as a whole |
 
+mod conclusions;
 mod deltas;
 mod metrics;
 mod proto;
@@ -29,6 +30,7 @@ mod response;
 use prost::Message as _;
 use warptrace_model::{Int, Object, SpanEvent, SpanRecord, Value, surrogate_half};
 
+pub use self::conclusions::{INGERO_SPAN_ATTRIBUTES, finding_span, outlier_span};
 pub use self::deltas::Deltas;
 pub use self::metrics::{MetricsEncoder, Temporality, latest, split};
 pub use self::proto::{
