@@ -11,6 +11,7 @@
 //! Threads and blocking I/O; tokio only for gRPC, on its own thread. No configuration is read behind the caller's back: the
 //! environment comes in as a function.
 
+pub mod alert;
 pub mod otlp;
 mod spans;
 

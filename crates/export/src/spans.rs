@@ -6,6 +6,7 @@ mod queue;
 mod sender;
 mod worker;
 
+pub(crate) use self::counts::random;
 pub use self::counts::{Counts, DropReason};
 pub use self::queue::Batching;
 pub use self::sender::SpanSender;

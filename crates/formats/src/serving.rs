@@ -29,6 +29,8 @@ const MAX_MODELS: usize = 64;
 const MAX_MODEL: usize = 256;
 /// Buckets of a histogram.
 const MAX_BUCKETS: usize = 512;
+/// More of anything is a mistake: so sums over all series fit.
+const MOST: f64 = 1e14;
 
 /// What a scrape says.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -298,6 +300,15 @@ impl Reader {
                 }
             }
         }
+        // Sums of numbers may be too large for one.
+        found.retain(|_, value| {
+            let is_finite = match value {
+                ServingValue::Histogram(h) => h.sum.is_finite(),
+                ServingValue::Number(n) => n.is_finite(),
+            };
+            wrong += u64::from(!is_finite);
+            is_finite
+        });
         self.wrong += wrong;
         let readings = found
             .into_iter()
@@ -356,7 +367,7 @@ impl Series {
 
 /// A number of things.
 fn whole(value: f64) -> Option<u64> {
-    let is_whole = value >= 0.0 && value.fract() == 0.0 && value < 9e15;
+    let is_whole = value >= 0.0 && value.fract() == 0.0 && value < MOST;
     is_whole.then_some(value as u64)
 }
 

@@ -80,10 +80,10 @@ impl Clone for Client {
 }
 
 /// How `warptrace` calls itself.
-pub(super) const USER_AGENT: &str = concat!("warptrace/", env!("CARGO_PKG_VERSION"));
+pub(crate) const USER_AGENT: &str = concat!("warptrace/", env!("CARGO_PKG_VERSION"));
 
 /// `what`, and what the collector says about it, of which a page of HTML is cut.
-pub(super) fn reason(what: impl std::fmt::Display, message: &str) -> String {
+pub(crate) fn reason(what: impl std::fmt::Display, message: &str) -> String {
     const LIMIT: usize = 300;
     let message = message.trim();
     match message.is_empty() {
@@ -93,7 +93,7 @@ pub(super) fn reason(what: impl std::fmt::Display, message: &str) -> String {
 }
 
 /// The host and port of a URL, for messages: paths and user names may hold secrets.
-pub(super) fn host(url: &str) -> &str {
+pub(crate) fn host(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     authority.rsplit('@').next().unwrap_or_default()

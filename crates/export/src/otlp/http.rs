@@ -139,7 +139,7 @@ impl Http {
 }
 
 /// Of seconds or of a date.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(secs) = text.parse() {
         return Some(Duration::from_secs(secs));
@@ -160,6 +160,15 @@ fn unsent(url: &str, error: &ureq::Error) -> Answer {
         }
         _ => Answer::Again { after: None, why },
     }
+}
+
+/// Connections to any `http` or `https` URL by the system's authorities, without redirects.
+pub(crate) fn connect_for(url: &str) -> ureq::Agent {
+    let system = Pem {
+        certificate: None,
+        client: None,
+    };
+    connect(&system, url)
 }
 
 fn connect(pem: &Pem, url: &str) -> ureq::Agent {

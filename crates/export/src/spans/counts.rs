@@ -148,7 +148,7 @@ impl Untold {
 }
 
 /// A number that no other process or call has, good enough for an id or for jitter.
-pub(super) fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     // The keys of a thread are copied by a fork, the process and its clock are not.
     let mut hasher = RandomState::new().build_hasher();
     hasher.write_u32(std::process::id());
