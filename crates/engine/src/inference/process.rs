@@ -374,9 +374,14 @@ impl Process {
             WorkKind::None => false,
         };
         if issued {
-            let ready = self.ready(c.thread, key, c.start.0, settings);
             let s = self.streams.touch(key, c.end().0, StreamSeen::default);
-            s.first.get_or_insert(FirstWork { ready });
+            if s.first.is_none() {
+                let now = c.start.0;
+                let since = s.waited.unwrap_or(now);
+                let thread = self.threads.get(&c.thread.tid);
+                let ready = thread.map_or(now, |t| t.ready(since, now, settings.idle_nanos));
+                s.first = Some(FirstWork { ready });
+            }
             if settings.fingerprint_key {
                 match role.kind {
                     WorkKind::Launch => s.fingerprint.launched(c.arg0),
@@ -400,15 +405,6 @@ impl Process {
                 self.work.capture_ends(key);
             }
             _ => {}
-        }
-    }
-
-    /// From when on a thread that does something for a stream now had something to do.
-    fn ready(&self, thread: Thread, key: StreamKey, now: u64, settings: &InferenceSettings) -> u64 {
-        let since = self.streams.get(&key).and_then(|s| s.waited).unwrap_or(now);
-        match self.threads.get(&thread.tid) {
-            Some(t) => t.ready(since, now, settings.idle_nanos),
-            None => now,
         }
     }
 
@@ -511,8 +507,13 @@ impl Process {
                 s.memory_calls = self.memory_calls;
             }
         }
-        let ready = ready.unwrap_or_else(|| self.ready(c.thread, key, c.start.0, settings));
         let s = self.streams.touch(key, end, StreamSeen::default);
+        // Nothing was launched: the wait itself is what the thread came for.
+        let ready = ready.unwrap_or_else(|| {
+            let (now, thread) = (c.start.0, self.threads.get(&c.thread.tid));
+            let since = s.waited.unwrap_or(now);
+            thread.map_or(now, |t| t.ready(since, now, settings.idle_nanos))
+        });
         s.by_itself |= key.1 != Stream(0);
         let since = s.waited.replace(end);
         let memory_calls = self.memory_calls - s.memory_calls;
