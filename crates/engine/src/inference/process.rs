@@ -15,9 +15,7 @@ use std::collections::VecDeque;
 
 use warptrace_model::inference::CgroupHash;
 use warptrace_model::record::{Class, OpId, Source, Wait};
-use warptrace_model::{
-    Call, Device, FileType, Incarnation, OffCpu, Pid, Stream, Thread, Tid, Window,
-};
+use warptrace_model::{Call, Device, FileType, Incarnation, OffCpu, Pid, Stream, Tid, Window};
 
 use super::fingerprint::{AtRecords, Fingerprint};
 use super::lineage::Lineage;

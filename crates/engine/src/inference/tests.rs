@@ -537,6 +537,64 @@ fn a_number_that_comes_again_is_another_process() {
 }
 
 #[test]
+fn what_a_process_held_goes_with_it() {
+    let held = |after: &str| {
+        let with = InferenceSettings {
+            kv_lineage: Some(KvLineage::default()),
+            ..settings()
+        };
+        let trace = format!(
+            "process serve 11 job
+             serve 0ms +1ms cudaMalloc bytes=100 arg1=0xa
+             serve 2ms +1ms cuMemCreate bytes=100 arg1=0xb
+             serve 4ms +1ms cudaMalloc bytes=100 arg1=0xc ret=2
+             serve 6ms +1ms cudaFree arg0=0xa
+             serve 8ms +1ms cudaFree arg0=0xf\n{after}"
+        );
+        follow_with(with, &trace).allocations
+    };
+    assert_eq!(held(""), 1);
+    assert_eq!(held("serve 10ms exit"), 0);
+}
+
+#[test]
+fn the_default_streams_of_two_devices_are_two() {
+    let step = |n: u64| {
+        format!(
+            "at {}ms
+             serve 0ms +5us cudaLaunchKernel stream=0 device=0
+             serve 0.1ms +5us cudaLaunchKernel stream=1 device=1
+             serve 1ms +2ms cudaDeviceSync device=0
+             serve 4ms +3ms cudaStreamSync stream=0 device=1\n",
+            n * 10
+        )
+    };
+    let trace: String = (0..5).map(step).collect();
+    let i = follow(&format!("process serve 11 job\n{trace}"));
+    let of: Vec<_> = i.state().workloads;
+    let of: Vec<_> = of
+        .iter()
+        .map(|w| (w.key.device.unwrap().0, w.steps, w.mean_nanos))
+        .collect();
+    assert_eq!(of, [(0, 4, 3_000_000), (1, 4, 6_900_000)]);
+}
+
+#[test]
+fn a_wait_for_an_event_that_was_known_to_be_done_ends_no_step() {
+    let i = follow(
+        "process serve 11 job
+         serve 0ms +1ms cudaStreamSync stream=16
+         serve 1ms +5us cudaLaunchKernel stream=16
+         serve 1.1ms +5us cudaEventRecord arg0=0xe stream=16
+         serve 2ms +5ms cudaStreamSync stream=16
+         serve 8ms +5us cudaLaunchKernel stream=16
+         serve 9ms +5us cudaEventSync arg0=0xe
+         serve 10ms +5ms cudaStreamSync stream=16",
+    );
+    assert_eq!(only(&i).all.sum, 6_000_000 + 7_000_000);
+}
+
+#[test]
 fn a_cgroup_is_told_by_the_hash_of_its_path() {
     assert_eq!(
         cgroup_hash("/kubepods.slice/pod1").unwrap().to_string(),
