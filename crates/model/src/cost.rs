@@ -244,6 +244,37 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_has_the_same_prices() {
+        let page = include_str!("../../../docs/cost.md");
+        let mut listed = Vec::new();
+        let mut provider = String::new();
+        for line in page.lines().filter(|l| l.starts_with('|')) {
+            let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+            let [first, gpu, price, _, as_of] = cells[..] else {
+                continue;
+            };
+            let Ok(price) = price.parse::<f64>() else {
+                continue;
+            };
+            if let Some(name) = first.split('`').nth(1) {
+                name.clone_into(&mut provider);
+            }
+            listed.push((
+                provider.clone(),
+                gpu.to_owned(),
+                (price * 1e6).round() as u64,
+                as_of,
+            ));
+        }
+        let ours = list::ROWS.iter();
+        let ours = ours.map(|r| {
+            let provider = r.provider.to_owned();
+            (provider, r.gpu.to_owned(), r.micros_per_hour, r.as_of)
+        });
+        assert_eq!(listed, ours.collect::<Vec<_>>());
+    }
+
+    #[test]
     fn amounts_are_shown_to_the_cent_and_small_ones_to_a_hundredth_of_it() {
         let rates = Rates::built_in();
         for (micros, shown) in [

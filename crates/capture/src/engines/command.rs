@@ -3,7 +3,7 @@
 //! It goes by the program that runs, not by words anywhere in the line, so that `docker run … vllm serve`, `grep vllm` and a
 //! wrapper such as `nsys profile vllm serve` are no engines: what they start is, as a process of its own.
 //!
-//! Source: the command line references of vLLM 0.11 to 0.32 (`vllm serve`), SGLang 0.5 (`sglang.launch_server`),
+//! Source: the command line references of vLLM 0.11 to 0.33 (`vllm serve`), SGLang 0.5.23 (`sglang serve`),
 //! text-generation-inference 3.3 (`text-generation-launcher`) and Triton Inference Server 2.60 (`tritonserver --help`).
 
 use warptrace_model::serving::Engine;
@@ -178,14 +178,10 @@ fn is_python(name: &str) -> bool {
 
 fn vllm(argv: &[&str]) -> ServingCommand {
     let flags = Flags(argv);
-    // The model may stand first, without a flag.
-    let positional = argv
-        .first()
-        .filter(|a| !a.is_empty() && !a.starts_with('-'));
     let named = flags.value(&["--served-model-name"]);
     let model = named
-        .or_else(|| flags.value(&["--model"]))
-        .or(positional.copied());
+        .or_else(|| flags.positional())
+        .or_else(|| flags.value(&["--model"]));
     let via = if flags.has("--headless") {
         Via::Off("--headless")
     } else if flags.has("--disable-log-stats") {
@@ -205,7 +201,9 @@ fn vllm(argv: &[&str]) -> ServingCommand {
 fn sglang(argv: &[&str]) -> ServingCommand {
     let flags = Flags(argv);
     let named = flags.value(&["--served-model-name"]);
-    let model = named.or_else(|| flags.value(&["--model-path", "--model"]));
+    let model = named
+        .or_else(|| flags.positional())
+        .or_else(|| flags.value(&["--model-path", "--model"]));
     // What a file of settings says is not known here.
     let has_file = flags.value(&["--config"]).is_some();
     let via = if !flags.has("--enable-metrics") && !has_file {
@@ -276,6 +274,12 @@ impl<'a> Flags<'a> {
             }
             joined.or_else(|| self.0.get(i + 1).copied().filter(|v| !v.starts_with('-')))
         })
+    }
+
+    /// What stands first, without a flag: the model, in both `serve` commands, whatever `--model` says.
+    fn positional(&self) -> Option<&'a str> {
+        let first = self.0.first()?;
+        (!first.is_empty() && !first.starts_with('-')).then_some(first)
     }
 
     fn has(&self, name: &str) -> bool {

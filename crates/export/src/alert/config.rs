@@ -456,6 +456,20 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_has_every_variable_and_every_place_of_a_template() {
+        let page = include_str!("../../../../docs/alerts.md");
+        let places = super::super::template::NAMES.map(|name| format!("`{{{name}}}`"));
+        let variables = [SLACK_URL, PAGERDUTY_KEY, WEBHOOK_URL, WEBHOOK_TOKEN];
+        for name in variables
+            .iter()
+            .copied()
+            .chain(places.iter().map(String::as_str))
+        {
+            assert!(page.contains(name), "{name}");
+        }
+    }
+
+    #[test]
     fn settings_are_taken_from_the_file() {
         let section = value(&[
             ("min_severity", "high".into()),

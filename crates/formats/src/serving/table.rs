@@ -1,6 +1,6 @@
 //! Which of an engine's metrics is which of ours.
 //!
-//! Source: vLLM 0.6 to 0.32, *Production Metrics* and `vllm/v1/metrics/loggers.py`; SGLang 0.4 to 0.5, *Production Metrics* and
+//! Source: vLLM 0.6 to 0.33, *Production Metrics* and `vllm/v1/metrics/loggers.py`; SGLang 0.4 to 0.5.23, *Production Metrics* and
 //! `srt/metrics/collector.py`; text-generation-inference 3.3, *Metrics*; Triton Inference Server 2.60, *Metrics*; TensorRT-LLM's
 //! backend for it, *Triton metrics*.
 
@@ -184,6 +184,46 @@ mod tests {
     use warptrace_model::serving::ServingKind;
 
     use super::*;
+
+    #[test]
+    fn the_documentation_names_every_metric_that_is_read_and_every_name_that_it_has() {
+        let page = include_str!("../../../../docs/engines.md");
+        for engine in Engine::ALL {
+            for row in rows(engine) {
+                let short = row
+                    .name
+                    .trim_start_matches("vllm_")
+                    .trim_start_matches("sglang_");
+                let rest = row.name.trim_start_matches("nv_inference_request");
+                let named =
+                    page.contains(&format!("`{short}")) || page.contains(&format!("`{rest}`"));
+                // A successor's former name, the same under both prefixes, and what only some old version had.
+                let former = [
+                    "gpu_prefix_cache_queries",
+                    "gpu_prefix_cache_hits",
+                    "request_latency",
+                ];
+                assert!(named || former.contains(&short), "{}", row.name);
+            }
+        }
+        for metric in ServingMetric::ALL {
+            let (_, last) = metric.name().rsplit_once('.').unwrap();
+            let duration = metric
+                .name()
+                .trim_end_matches(".duration")
+                .rsplit_once('.')
+                .unwrap()
+                .1;
+            let named = [
+                metric.name(),
+                &format!(".{last}`"),
+                &format!(".{duration}.duration`"),
+            ]
+            .iter()
+            .any(|name| page.contains(name));
+            assert!(named, "{}", metric.name());
+        }
+    }
 
     #[test]
     fn every_row_has_a_shape_that_its_metric_can_be_read_from() {

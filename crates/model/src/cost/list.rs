@@ -80,14 +80,14 @@ pub(super) const ROWS: [Row; 18] = [
         "https://aws.amazon.com/ec2/pricing/on-demand/ g6e.xlarge",
     ),
     aws(
-        "NVIDIA L4",
-        804_800,
-        "https://aws.amazon.com/ec2/pricing/on-demand/ g6.xlarge",
-    ),
-    aws(
         "NVIDIA A10G",
         1_006_000,
         "https://aws.amazon.com/ec2/pricing/on-demand/ g5.xlarge",
+    ),
+    aws(
+        "NVIDIA L4",
+        804_800,
+        "https://aws.amazon.com/ec2/pricing/on-demand/ g6.xlarge",
     ),
     aws(
         "Tesla T4",
