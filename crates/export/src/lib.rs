@@ -1,9 +1,13 @@
-//! Telemetry going out of a process: OTLP over HTTP (protobuf or JSON) and, with the feature `grpc`, over gRPC.
+//! Telemetry going out of a process: OTLP over HTTP (protobuf or JSON) and, with the feature `grpc`, over gRPC; metrics also by
+//! being asked for them.
 //!
 //! [`SpanSender`] is a bounded queue and one background thread that batches, sends, and tries again. Whoever pushes never
 //! waits for a collector: what the queue cannot hold is dropped, and every drop is counted by reason ([`Counts`]) and
 //! told to the collector as well, once it takes something. It works across `fork`: a child starts with a queue, counts and a
 //! thread of its own.
+//!
+//! [`MetricSender`] does the same for snapshots of metrics, and [`Scrape`] serves the newest one to Prometheus.
+//! [`resource_attributes`] says whose telemetry it is.
 //!
 //! [`otlp`] is how a request travels, for any signal: configuration by the OpenTelemetry variables, transport, and what a
 //! collector's answer means. It knows nothing of spans.
@@ -12,9 +16,15 @@
 //! environment comes in as a function.
 
 pub mod alert;
+mod metrics;
 pub mod otlp;
+mod resource;
+mod scrape;
 mod spans;
 
+pub use metrics::{MetricSender, MetricSettings, Temporality};
+pub use resource::{HostFacts, ResourceOptions, resource_attributes};
+pub use scrape::{Scrape, ScrapeConfig, ScrapeError, ServerTls};
 pub use spans::{Batching, Counts, DropReason, SpanSender};
 
 /// The first bytes of `text`, `limit` at most, ending with a whole character.

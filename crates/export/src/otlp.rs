@@ -2,6 +2,7 @@
 
 mod client;
 mod config;
+mod deliver;
 mod environment;
 #[cfg(feature = "grpc")]
 mod grpc;
@@ -12,7 +13,8 @@ mod tls;
 pub use self::client::{Answer, Client};
 pub(crate) use self::client::{USER_AGENT, host, reason};
 pub use self::config::{Compression, Config, ConfigError, Headers, Protocol, Signal, Tls};
+pub(crate) use self::deliver::{Delivered, Pace, deliver};
 pub(crate) use self::environment::Variables;
 pub use self::environment::{Ignored, resource_from_env};
-pub(crate) use self::http::{connect_for, retry_after};
+pub(crate) use self::http::{connect_for, gzip, retry_after};
 pub use self::retry::{Backoff, Retry};

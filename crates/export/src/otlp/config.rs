@@ -262,6 +262,8 @@ pub enum ConfigError {
     NotPem { what: &'static str, path: PathBuf },
     #[error("no timeout is 0")]
     NoTimeout,
+    #[error("cannot start a thread to export with")]
+    NoThread(#[source] std::io::Error),
 }
 
 #[cfg(test)]

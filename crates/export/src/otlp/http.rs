@@ -190,7 +190,7 @@ fn connect(pem: &Pem, url: &str) -> ureq::Agent {
     config.build().new_agent()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let to = Vec::with_capacity(bytes.len() / 4);
     let mut encoder = flate2::write::GzEncoder::new(to, flate2::Compression::fast());
     // Writing to memory does not fail.

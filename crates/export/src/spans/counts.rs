@@ -1,10 +1,10 @@
-//! What became of spans, and how a collector is told of those that it never saw.
+//! What became of spans (or points of metrics), and how a collector is told of those that it never saw.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use warptrace_model::{Object, SpanId, SpanRecord, UnixNanos, Value};
 
-/// Why a span was dropped.
+/// Why a span, or a point of a metric, was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DropReason {
     /// The queue held as many spans, or bytes, as it may.
@@ -40,7 +40,7 @@ impl DropReason {
     }
 }
 
-/// What became of the spans that this process pushed. Each is in exactly one of `pending`, `sent`, `rejected` and `dropped`.
+/// What became of the spans, or points of metrics, that this process pushed. Each is in exactly one of `pending`, `sent`, `rejected` and `dropped`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Counts {
     /// In the queue, or in a request whose answer is not known yet.
@@ -74,7 +74,7 @@ impl Counts {
         self.pending + self.sent + self.rejected + self.dropped_in_all()
     }
 
-    pub(super) fn drop(&mut self, reason: DropReason, spans: u64) {
+    pub(crate) fn drop(&mut self, reason: DropReason, spans: u64) {
         self.dropped[reason as usize] += spans;
     }
 }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use warptrace_formats::otlp::Origin;
 use warptrace_model::SpanRecord;
 
-use super::counts::{DropReason, Untold, random};
+use super::counts::{DropReason, Untold};
 use super::sender::{Local, Phase, Shared, Thread, now};
-use crate::otlp::{Answer, Backoff, Client, Protocol};
+use crate::otlp::{Client, Delivered, Pace, Protocol, deliver as deliver_request};
 
 /// How a request is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,61 +105,40 @@ fn deliver(shared: &Shared, local: &Local, client: &mut Client, origin: &Origin,
         );
     };
     let spans = batch.spans.len() as u64;
-    let first_try = Instant::now();
-    let mut backoff = Backoff::new(shared.limits.retry);
-    loop {
-        let timeout = time_for_a_try(shared, local, first_try);
-        let answer = catch_unwind(AssertUnwindSafe(|| client.send(&request, timeout)));
-        let answer = answer.unwrap_or_else(|_| {
-            *client = shared.client.clone();
-            let why = "sending panicked".to_owned();
-            Answer::Again { after: None, why }
-        });
-        let (after, why) = match answer {
-            Answer::Taken(partial) => {
-                let mut state = local.lock();
-                let counts = &mut state.queue.counts;
-                counts.unreadable += u64::from(partial.is_err());
-                let partial = partial.unwrap_or_default();
-                if !partial.message.is_empty() {
-                    counts.last_failure = Some(partial.message);
-                }
-                state.queue.answered(spans, partial.rejected);
-                return;
+    let fresh = &shared.client;
+    let (timeout, retry) = (shared.timeout, shared.limits.retry);
+    let (reason, why) = match deliver_request(client, fresh, &request, timeout, retry, local) {
+        Delivered::Taken(partial) => {
+            let mut state = local.lock();
+            let counts = &mut state.queue.counts;
+            counts.unreadable += u64::from(partial.is_err());
+            let partial = partial.unwrap_or_default();
+            if !partial.message.is_empty() {
+                counts.last_failure = Some(partial.message);
             }
-            Answer::Refused { why } => {
-                return give_up(local, batch, DropReason::Refused, why);
-            }
-            Answer::Again { after, why } => (after, why),
-        };
-        match backoff.next(first_try.elapsed(), after, random()) {
-            None => return give_up(local, batch, DropReason::RetriesExhausted, why),
-            Some(wait) => {
-                if !pause(local, wait, &why) {
-                    return give_up(local, batch, DropReason::Closed, why);
-                }
-            }
+            state.queue.answered(spans, partial.rejected);
+            return;
         }
-    }
+        Delivered::Refused { why } => (DropReason::Refused, why),
+        Delivered::Exhausted { why } => (DropReason::RetriesExhausted, why),
+        Delivered::Closed { why } => (DropReason::Closed, why),
+    };
+    give_up(local, batch, reason, why);
 }
 
-/// How long the next try may take.
-fn time_for_a_try(shared: &Shared, local: &Local, first_try: Instant) -> Duration {
-    /// So that the last try is one.
-    const LEAST: Duration = Duration::from_millis(100);
-    let left = shared
-        .limits
-        .retry
-        .total
-        .saturating_sub(first_try.elapsed());
-    let timeout = shared.timeout.min(left);
-    let timeout = match local.lock().phase {
-        Phase::Closing {
-            deadline: Some(deadline),
-        } => timeout.min(deadline.saturating_duration_since(Instant::now())),
-        _ => timeout,
-    };
-    timeout.max(LEAST)
+impl Pace for Local {
+    fn time_for_a_try(&self, most: Duration) -> Duration {
+        match self.lock().phase {
+            Phase::Closing {
+                deadline: Some(deadline),
+            } => most.min(deadline.saturating_duration_since(Instant::now())),
+            _ => most,
+        }
+    }
+
+    fn pause(&self, wait: Duration, why: &str) -> bool {
+        pause(self, wait, why)
+    }
 }
 
 /// Waits before the next try; false when the sender is closed and its deadline passed. Being closed ends the wait once, for a

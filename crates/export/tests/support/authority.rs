@@ -40,6 +40,8 @@ impl Authority {
         write("client.key", client_key.serialize_pem());
 
         let (server, server_key) = signed("127.0.0.1");
+        write("server.pem", server.pem());
+        write("server.key", server_key.serialize_pem());
         let chain = vec![CertificateDer::from(server.der().to_vec())];
         let key = PrivateKeyDer::Pkcs8(server_key.serialize_der().into());
         let provider = Arc::new(rustls::crypto::ring::default_provider());

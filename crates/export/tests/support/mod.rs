@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use prost::Message as _;
 use warptrace_export::otlp::{Config, Protocol, Retry, Signal};
 use warptrace_export::{Batching, SpanSender};
-use warptrace_formats::otlp::{ExportTraceServiceRequest, Span};
+use warptrace_formats::otlp::{ExportMetricsServiceRequest, ExportTraceServiceRequest, Span};
 use warptrace_model::{Object, SpanEvent, SpanId, SpanRecord, UnixNanos, Value};
 
 /// For what is only waited for when something is broken.
@@ -48,6 +48,13 @@ impl Request {
 
     pub(crate) fn spans(&self) -> Vec<Span> {
         spans_of(self.decoded())
+    }
+
+    pub(crate) fn metrics(&self) -> ExportMetricsServiceRequest {
+        match self.headers["content-type"].as_str() {
+            "application/json" => serde_json::from_slice(&self.body).unwrap(),
+            _ => ExportMetricsServiceRequest::decode(self.body.as_slice()).unwrap(),
+        }
     }
 }
 
@@ -131,6 +138,10 @@ impl Collector {
 
     pub(crate) fn config(&self, protocol: Protocol) -> Config {
         Config::new(Signal::Traces, protocol).with_base(&self.base())
+    }
+
+    pub(crate) fn metrics_config(&self, protocol: Protocol) -> Config {
+        Config::new(Signal::Metrics, protocol).with_base(&self.base())
     }
 }
 
