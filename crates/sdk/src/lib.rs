@@ -9,6 +9,7 @@ mod fork;
 pub mod memory_sink;
 pub mod run_log;
 pub mod span;
+mod ticks;
 pub mod training;
 
 pub use fork::{process_id, thread_id};

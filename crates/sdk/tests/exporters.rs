@@ -869,8 +869,34 @@ fn a_process_of_its_own() {
             recorder.close(LONG).unwrap();
             println!("done");
         }
+        "forks-with-plain-spans" => {
+            let kept = MemoryExporter::default();
+            let recorder = Recorder::builder().exporter("memory", Box::new(kept.clone()));
+            let recorder = recorder.build().unwrap();
+            drop(recorder.span("of the parent alone"));
+            let outer = recorder.span("outer");
+            nix::unistd::daemon(true, true).unwrap();
+            drop(recorder.span("of the child"));
+            drop(outer);
+            recorder.close(LONG).unwrap();
+            let names: Vec<_> = kept.finished().into_iter().map(|s| s.name).collect();
+            std::fs::write(path, names.join("\n")).unwrap();
+            println!("done");
+        }
         other => panic!("role {other}"),
     }
+}
+
+#[test]
+fn a_forked_child_ends_the_scopes_that_were_open_and_leaves_the_rest_to_its_parent() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("names");
+    let mut process = start("forks-with-plain-spans", &path);
+    await_word(&mut process, "done");
+    drop(process.stdin.take());
+    process.wait().unwrap();
+    let names = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(names, "of the child\nouter");
 }
 
 #[test]

@@ -89,7 +89,7 @@ impl Otlp {
 
 impl Exporter for Otlp {
     fn interest(&self) -> Interest {
-        Interest::Stops
+        Interest::Finished
     }
 
     fn start(&self, _: &Span) -> Result<(), ExportError> {

@@ -221,6 +221,7 @@ impl<S: Sink> Records<S> {
             parent: match span.parent_link() {
                 Parent::None => None,
                 Parent::Span(parent) => Some(ParentId::Span(parent.id())),
+                Parent::Scope(id, _) => Some(ParentId::Span(*id)),
                 Parent::Remote(context) => Some(ParentId::Remote(context.span)),
             },
             thread: span.thread_id(),

@@ -40,12 +40,10 @@ impl Exporter for Tee {
         Ok(())
     }
 
-    /// All, as soon as one of them does.
+    /// What the one that wants most wants.
     fn interest(&self) -> Interest {
-        match self.0.iter().all(|e| e.interest() == Interest::Stops) {
-            true => Interest::Stops,
-            false => Interest::Everything,
-        }
+        let all = self.0.iter().map(|e| e.interest());
+        all.min().unwrap_or_default()
     }
 
     fn start(&self, span: &Span) -> Result<(), ExportError> {
@@ -89,7 +87,7 @@ pub struct Discard;
 
 impl Exporter for Discard {
     fn interest(&self) -> Interest {
-        Interest::Stops
+        Interest::Finished
     }
 
     fn start(&self, _: &Span) -> Result<(), ExportError> {

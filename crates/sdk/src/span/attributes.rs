@@ -26,6 +26,11 @@ impl Attributes {
         Ok(attributes)
     }
 
+    /// Of values that went through [`check`].
+    pub(super) fn unchecked(object: Object) -> Attributes {
+        Attributes(object)
+    }
+
     /// Adds a value, or replaces the one of that name at its place. A list that is not of one kind is left out: see
     /// [`Attributes::try_add`].
     #[must_use]
@@ -142,7 +147,7 @@ impl<N: AsRef<str>, V: Into<Value>> FromIterator<(N, V)> for Attributes {
 /// Cuts long text, and refuses lists of more than one kind.
 ///
 /// A list is of its first element's kind, where a boolean also counts as an integer: `[1, true]` passes, `[true, 1]` doesn't.
-fn check(name: &str, value: &mut Value) -> Result<(), Error> {
+pub(super) fn check(name: &str, value: &mut Value) -> Result<(), Error> {
     match value {
         Value::String(text) if text.len() > TEXT_LIMIT_BYTES => {
             let end = (0..=TEXT_LIMIT_BYTES)

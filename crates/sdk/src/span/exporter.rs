@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::event::{DataLoss, Event};
+use super::scopes::{Batch, Plain};
 use super::{Attributes, Span, Timestamp};
 
 /// Why an exporter did not take something.
@@ -52,13 +53,15 @@ impl ExportError {
     }
 }
 
-/// What an exporter wants to hear.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What an exporter wants to hear; the first is the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Interest {
     #[default]
     Everything,
     /// Of a span its stop alone, when it has all of its events; and data errors. Its start and its events cost nothing then.
     Stops,
+    /// The same, of the span alone: what it is a part of may be no more than an id ([`Span::parent_link`]). Costs least.
+    Finished,
 }
 
 /// Takes what a recorder records: each span twice, at its start and at its stop, and the events between.
@@ -169,6 +172,8 @@ pub(super) fn is_exporting() -> bool {
 pub(super) enum Item {
     Start(Span),
     Stop(Span),
+    /// Scopes' spans, stopped.
+    Ended(Batch),
     Event(Arc<Event>, Span),
     Error(Arc<Event>, Span),
     /// By the recorder; `loss` is chosen for each exporter by what it had.
@@ -209,8 +214,19 @@ impl Outlet {
         self.disabled.load(Ordering::Relaxed)
     }
 
-    /// Gives it `item`. A first failure is reported to it, at `now`.
-    pub(super) fn deliver(&self, item: &Item, now: impl FnOnce() -> Timestamp) {
+    /// Gives it `item`. A first failure is reported to it, at `now`. Gives back what can be filled again.
+    pub(super) fn deliver(&self, item: Item, now: impl Fn() -> Timestamp) -> Option<Vec<Plain>> {
+        let Item::Ended(mut batch) = item else {
+            self.deliver_one(&item, now);
+            return None;
+        };
+        for plain in batch.ended() {
+            self.deliver_one(&Item::Stop(Span::of(plain)), &now);
+        }
+        Some(batch.places)
+    }
+
+    fn deliver_one(&self, item: &Item, now: impl FnOnce() -> Timestamp) {
         if self.is_disabled() {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return;
@@ -219,6 +235,7 @@ impl Outlet {
         let give = || match item {
             Item::Start(span) => exporter.start(span),
             Item::Stop(span) => exporter.stop(span),
+            Item::Ended(_) => unreachable!("they are delivered one by one"),
             Item::Event(event, span) => exporter.event(event, span),
             Item::Error(event, span) => exporter.error(event, span),
             Item::DataError(message, extra, at) => {

@@ -9,27 +9,30 @@ use warptrace_model::SpanId;
 use crate::fork;
 
 thread_local! {
-    static STATE: Cell<Option<(u32, [u64; 2])>> = const { Cell::new(None) };
+    /// In which process it was seeded, and the state.
+    static STATE: Cell<(u32, [u64; 2])> = const { Cell::new((u32::MAX, [0; 2])) };
 }
 
 /// A new id.
 ///
-/// Each thread has a generator of its own, seeded by the operating system's randomness. `nanos`, a time, is mixed into its
-/// state, so that a forked child, which begins with its parent's state and may do the same work, goes another way.
+/// Each thread has a generator of its own, seeded by the operating system's randomness, and again in a forked child. `nanos`, a
+/// time, is mixed into its state.
+#[inline]
 pub(super) fn next(nanos: i64) -> SpanId {
     let generation = fork::generation();
     let [mut a, mut b] = match STATE.get() {
-        Some((seeded, state)) if seeded == generation => state,
+        (seeded, state) if seeded == generation => state,
         _ => seed(nanos),
     };
     a = a.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ (nanos as u64).rotate_left(32);
     let high = mix(a);
     b = b.wrapping_add(high | 1);
     let low = mix(b);
-    STATE.set(Some((generation, [a, b])));
+    STATE.set((generation, [a, b]));
     SpanId::from_random(u128::from(high) << 64 | u128::from(low))
 }
 
+#[cold]
 fn seed(nanos: i64) -> [u64; 2] {
     let random = RandomState::new();
     let half = |which: u8| {

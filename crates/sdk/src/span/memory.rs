@@ -46,7 +46,7 @@ impl MemoryExporter {
 
 impl Exporter for MemoryExporter {
     fn interest(&self) -> Interest {
-        Interest::Stops
+        Interest::Finished
     }
 
     fn start(&self, _: &Span) -> Result<(), ExportError> {

@@ -36,6 +36,7 @@ mod memory;
 mod queue;
 mod recorder;
 mod scope;
+mod scopes;
 #[expect(
     clippy::module_inception,
     reason = "the span itself, among what spans need"
@@ -44,7 +45,7 @@ mod span;
 mod time;
 
 pub use attributes::{Attributes, TEXT_LIMIT_BYTES};
-pub use current::{Current, ThreadCurrent};
+pub use current::Current;
 pub use error::Error;
 pub use event::{DataLoss, Event, Exception};
 pub use exporter::{ExportError, Exporter, FailureLimit, Interest};

@@ -5,11 +5,12 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar};
+use std::sync::{Arc, Condvar, MutexGuard, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::exporter::{Item, Outlet, exporting};
+use super::scopes::{Batch, Plain, Scopes};
 use super::{Clock, ExportError};
 use crate::fork::{ForkMutex, Inherit};
 
@@ -23,6 +24,7 @@ const NAPS: u32 = 100;
 /// What an exporter is given to close when nobody waits for it.
 const ALONE: Duration = Duration::from_secs(5);
 
+#[derive(Clone)]
 pub(super) struct Queue {
     shared: Arc<Shared>,
 }
@@ -33,11 +35,15 @@ struct Shared {
     capacity: usize,
     state: ForkMutex<State>,
     dropped: AtomicU64,
+    /// What has more for it, unasked.
+    source: OnceLock<Weak<Scopes>>,
 }
 
 #[derive(Default)]
 struct State {
     items: VecDeque<Item>,
+    /// How many these are.
+    waiting: usize,
     /// There is a thread. When it could not be started, the queue fills, and is counted.
     running: bool,
     asleep: bool,
@@ -57,6 +63,13 @@ struct Bells {
     work: Condvar,
     /// For those who wait: a flush or the close is done.
     done: Condvar,
+}
+
+impl State {
+    /// Not to be kept waiting.
+    fn is_pressed(&self, capacity: usize) -> bool {
+        self.closing || self.flushes_done < self.flushes_wanted || self.waiting >= capacity / 4
+    }
 }
 
 impl Inherit for State {
@@ -79,8 +92,14 @@ impl Queue {
                 capacity: capacity.max(1),
                 state: ForkMutex::new(State::default()),
                 dropped: AtomicU64::new(0),
+                source: OnceLock::new(),
             }),
         }
+    }
+
+    /// From now on its thread fetches what scopes have ended.
+    pub(super) fn fed_by(&self, scopes: Weak<Scopes>) {
+        let _ = self.shared.source.set(scopes);
     }
 
     pub(super) fn outlet(&self) -> &Outlet {
@@ -94,12 +113,54 @@ impl Queue {
 
     pub(super) fn push(&self, item: Item) {
         let mut state = self.shared.state.lock();
-        if state.items.len() >= self.shared.capacity || state.closing {
+        if state.waiting >= self.shared.capacity || state.closing {
             drop(state);
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
         state.items.push_back(item);
+        self.add(state, 1);
+    }
+
+    /// The same, of many. Gives back those that found the queue full, to be let go of.
+    pub(super) fn push_ended(&self, mut batch: Batch) -> Vec<Plain> {
+        let mut state = self.shared.state.lock();
+        let room = match state.closing {
+            true => 0,
+            false => self.shared.capacity - state.waiting,
+        };
+        let mut over = Vec::new();
+        if batch.ended > room {
+            over = batch.split_off_last(batch.ended - room);
+            let dropped = &self.shared.dropped;
+            dropped.fetch_add(over.len() as u64, Ordering::Relaxed);
+        }
+        if batch.ended > 0 {
+            let count = batch.ended;
+            state.items.push_back(Item::Ended(batch));
+            self.add(state, count);
+        }
+        over
+    }
+
+    /// There is something to fetch.
+    pub(super) fn wake(&self) {
+        let state = self.shared.state.lock();
+        if !state.closing {
+            self.rouse(state);
+        }
+    }
+
+    fn add(&self, mut state: MutexGuard<'_, State>, count: usize) {
+        let was_pressed = state.is_pressed(self.shared.capacity);
+        state.waiting += count;
+        if !was_pressed && state.is_pressed(self.shared.capacity) {
+            state.bells.work.notify_one();
+        }
+        self.rouse(state);
+    }
+
+    fn rouse(&self, mut state: MutexGuard<'_, State>) {
         if !state.running {
             state.running = self.start();
         }
@@ -159,7 +220,7 @@ impl Queue {
             false
         };
         if late {
-            let left = self.shared.state.lock().items.len();
+            let left = self.shared.state.lock().waiting;
             return Err(ExportError::new(format!(
                 "not done within {patience:?}, {left} records are left"
             ))
@@ -190,8 +251,10 @@ impl Shared {
     fn run(&self) {
         let mut batch = VecDeque::new();
         let mut naps = 0;
+        let mut rested = true;
         let mut told_of_drops = false;
         loop {
+            self.fetch();
             let mut state = self.state.lock();
             // What is asked for from here on is about later items, too.
             let wanted = state.flushes_wanted;
@@ -206,22 +269,42 @@ impl Shared {
                     }
                     return;
                 }
+                rested = true;
                 let bells = Arc::clone(&state.bells);
                 if naps < NAPS {
                     naps += 1;
                     drop(bells.work.wait_timeout(state, NAP));
                 } else {
                     state.asleep = true;
-                    drop(bells.work.wait_while(state, |s| s.asleep));
+                    drop(state);
+                    if let Some(scopes) = self.source() {
+                        scopes.is_going_to_sleep();
+                        scopes.collect();
+                    }
+                    drop(bells.work.wait_while(self.state.lock(), |s| s.asleep));
                     naps = 0;
                 }
                 continue;
             }
             naps = 0;
+            // By batches: whoever records is not to meet us each time.
+            if !rested && !state.is_pressed(self.capacity) {
+                rested = true;
+                let bells = Arc::clone(&state.bells);
+                let pressed = |s: &mut State| !s.is_pressed(self.capacity);
+                drop(bells.work.wait_timeout_while(state, NAP, pressed));
+                continue;
+            }
+            rested = false;
             std::mem::swap(&mut batch, &mut state.items);
+            state.waiting = 0;
             drop(state);
+            let source = self.source();
             for item in batch.drain(..) {
-                self.outlet.deliver(&item, || self.clock.now());
+                let places = self.outlet.deliver(item, || self.clock.now());
+                if let (Some(places), Some(scopes)) = (places, &source) {
+                    scopes.recycle(places);
+                }
             }
             if !told_of_drops && self.dropped.load(Ordering::Relaxed) > 0 {
                 told_of_drops = true;
@@ -234,6 +317,16 @@ impl Shared {
                 state.flushes_done = wanted;
                 state.bells.done.notify_all();
             }
+        }
+    }
+
+    fn source(&self) -> Option<Arc<Scopes>> {
+        self.source.get()?.upgrade()
+    }
+
+    fn fetch(&self) {
+        if let Some(scopes) = self.source() {
+            scopes.collect();
         }
     }
 

@@ -6,14 +6,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use super::attributes::check;
+use super::current::Contexts;
 use super::exporter::{Item, Outlet, exporting, is_exporting};
 use super::queue::{QUEUE_ITEMS, Queue};
+use super::scopes::{Ended, Scopes};
 use super::span::{Beginning, Parent};
 use super::{
     Attributes, Clock, Current, Error, Event, Exception, Exporter, FailureLimit, Interest, Span,
-    SystemClock, ThreadCurrent, Timestamp, id,
+    SystemClock, Timestamp, id,
 };
 use crate::fork::{ForkMutex, Inherit};
+use warptrace_model::Value;
 
 /// What a recorder does about a call that fails: one that is against the rules, not an exporter's failure, which never
 /// reaches the program.
@@ -173,11 +177,14 @@ struct Shared {
     closed: AtomicBool,
     strategy: Strategy,
     filter: Filter,
-    clock: Arc<dyn Clock>,
-    current: Box<dyn Current>,
+    /// `None` for [`SystemClock`], which is called often.
+    own_clock: Option<Arc<dyn Clock>>,
+    contexts: Contexts,
     rules: Option<Arc<dyn Rules>>,
     outlets: Vec<Way>,
     open: ForkMutex<Open>,
+    /// Spans of scopes may be plain data: nothing here wants more of them before they end.
+    plain: bool,
     failed_calls: AtomicU64,
     from_exporters: AtomicU64,
 }
@@ -344,6 +351,7 @@ impl Builder {
         if matches!(&filter, Filter::Only(names) | Filter::AllBut(names) if names.is_empty()) {
             return Err(Error::InvalidFilter);
         }
+        let own_clock = self.clock.clone();
         let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock));
         let items = self.queue_items.unwrap_or(QUEUE_ITEMS);
         let mut outlets: Vec<Way> = Vec::with_capacity(self.exporters.len());
@@ -362,18 +370,29 @@ impl Builder {
                 });
             }
         }
+        let queues = outlets.iter().filter_map(|way| match way {
+            Way::Queued(queue) if queue.outlet().interest == Interest::Finished => {
+                Some(queue.clone())
+            }
+            _ => None,
+        });
+        let queues: Vec<Queue> = queues.collect();
+        let plain = self.current.is_none() && self.rules.is_none() && queues.len() == outlets.len();
+        let contexts = match self.current {
+            Some(current) => Contexts::Own(current),
+            None => Contexts::Threads(Scopes::new(if plain { queues } else { Vec::new() })),
+        };
         Ok(Recorder(Arc::new(Shared {
             on: AtomicBool::new(!self.off),
             closed: AtomicBool::new(false),
             strategy: self.strategy,
             filter,
-            clock,
-            current: self
-                .current
-                .unwrap_or_else(|| Box::new(ThreadCurrent::default())),
+            own_clock,
+            contexts,
             rules: self.rules,
             outlets,
             open: ForkMutex::new(Open::default()),
+            plain,
             failed_calls: AtomicU64::new(0),
             from_exporters: AtomicU64::new(0),
         })))
@@ -410,21 +429,23 @@ impl Recorder {
     }
 
     pub fn now(&self) -> Timestamp {
-        self.0.clock.now()
+        match &self.0.own_clock {
+            None => SystemClock.now(),
+            Some(clock) => clock.now(),
+        }
     }
 
     /// The latest span of this context that is active.
     pub fn current_span(&self) -> Option<Span> {
-        let latest = self.0.current.latest()?;
-        latest.nearest_active().cloned()
+        self.latest()?.nearest_active().cloned()
     }
 
     pub(crate) fn set_current(&self, span: Option<&Span>) {
-        self.0.current.set(span);
+        self.0.contexts.set(span);
     }
 
     pub(crate) fn latest(&self) -> Option<Span> {
-        self.0.current.latest()
+        self.0.contexts.latest(&|span| self.0.add_open(span))
     }
 
     /// Starts a span, which becomes the latest of this context. `None` when the recorder is off, or when the call failed and the
@@ -482,6 +503,7 @@ impl Recorder {
 
     /// Spans of that name that are open, in the order in which they were started; none after the close. Cost: O(open spans).
     pub fn open_spans(&self, name: &str) -> Vec<Span> {
+        self.0.share_scopes(&|scope| scope == name);
         let mut open = self.0.open.lock().all();
         open.retain(|span| span.name() == name);
         open
@@ -492,6 +514,7 @@ impl Recorder {
         let began = Instant::now();
         let left = || patience.saturating_sub(began.elapsed());
         let mut all = true;
+        self.0.fetch();
         for way in &self.0.outlets {
             all &= match way {
                 Way::Direct(outlet) => outlet.exporter.flush(left()).is_ok(),
@@ -512,6 +535,8 @@ impl Recorder {
         self.guarded("close", || {
             let began = Instant::now();
             if !self.0.closed.load(Ordering::Acquire) {
+                self.0.share_scopes(&|_| true);
+                self.0.fetch();
                 let open = self.0.open.lock().all();
                 for span in open.iter().rev() {
                     let _ = self.guarded("stop", || self.try_stop(span, End::default()));
@@ -529,6 +554,8 @@ impl Recorder {
                 }
             }
             self.0.closed.store(true, Ordering::Release);
+            // What ended meanwhile came too late, and is counted.
+            self.0.fetch();
             Ok(())
         })
     }
@@ -613,7 +640,7 @@ impl Recorder {
             rules.may_start(self, &beginning.name)?;
         }
         if matches!(beginning.parent, Parent::None)
-            && let Some(latest) = self.0.current.latest()
+            && let Some(latest) = self.latest()
         {
             // One that was stopped elsewhere is still the latest here.
             match latest.is_active() {
@@ -628,11 +655,11 @@ impl Recorder {
         let at = at.unwrap_or_else(|| self.now());
         let passes = self.0.filter.passes(&beginning.name);
         let span = Span::new(id::next(at.unix_nanos()), beginning, at);
-        self.0.open.lock().add(&span);
+        self.0.add_open(&span);
         if let Some(rules) = &self.0.rules {
             rules.started(&span);
         }
-        self.0.current.set(Some(&span));
+        self.0.contexts.set(Some(&span));
         if passes {
             self.export(false, || Item::Start(span.clone()));
         }
@@ -653,10 +680,7 @@ impl Recorder {
             return Err(Error::SpanNotActive);
         }
         span.stop(end.event_attributes, at);
-        let current = &self.0.current;
-        if current.latest().is_some_and(|latest| latest == *span) {
-            current.set(span.nearest_active());
-        }
+        self.0.contexts.leave(span);
         if self.0.filter.passes(span.name()) {
             self.export(true, || Item::Stop(span.clone()));
         }
@@ -701,14 +725,117 @@ impl Recorder {
             self.0.from_exporters.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        if self.0.plain
+            && vital
+            && let Contexts::Threads(scopes) = &self.0.contexts
+        {
+            scopes.bring();
+        }
         for way in outlets {
-            if !vital && way.outlet().interest == Interest::Stops {
+            if !vital && way.outlet().interest != Interest::Everything {
                 continue;
             }
             match way {
-                Way::Direct(outlet) => outlet.deliver(&item(), || self.now()),
+                Way::Direct(outlet) => drop(outlet.deliver(item(), || self.now())),
                 Way::Queued(queue) => queue.push(item()),
             }
+        }
+    }
+}
+
+/// Spans of scopes as plain data.
+impl Recorder {
+    fn scopes(&self) -> Option<&Arc<Scopes>> {
+        match &self.0.contexts {
+            Contexts::Threads(scopes) => Some(scopes),
+            Contexts::Own(_) => None,
+        }
+    }
+
+    /// Begins a span for a scope; its key, or the name back when it cannot be a plain one.
+    pub(super) fn begin(&self, mut name: Cow<'static, str>) -> Result<u64, Cow<'static, str>> {
+        let scopes = match &self.0.contexts {
+            Contexts::Threads(scopes) if self.0.plain && !self.is_closed() && !is_exporting() => {
+                scopes
+            }
+            _ => return Err(name),
+        };
+        let at = self.now();
+        let id = id::next(at.unix_nanos());
+        let wanted = !self.0.outlets.is_empty() && self.0.filter.passes(&name);
+        scopes.begin(id, &mut name, at, wanted).ok_or(name)
+    }
+
+    /// Ends it.
+    pub(super) fn end(&self, key: u64) {
+        let Some(scopes) = self.scopes() else {
+            return;
+        };
+        let at = self.now();
+        match scopes.end(key, at, self.is_on(), &|span| self.0.add_open(span)) {
+            Ended::Done => {}
+            Ended::Shared(span) => {
+                let at = Some(at);
+                let _ = self.stop(
+                    &span,
+                    End {
+                        at,
+                        ..End::default()
+                    },
+                );
+            }
+            Ended::Unknown => {
+                let _ = self.failed("stop", Error::SpanNotActive);
+            }
+        }
+    }
+
+    /// It is over, and whoever has its span stops that.
+    pub(super) fn forget(&self, key: u64) {
+        if let Some(scopes) = self.scopes() {
+            let opened = |span: &Span| self.0.add_open(span);
+            drop(scopes.end(key, self.now(), false, &opened));
+        }
+    }
+
+    pub(super) fn share(&self, key: u64) -> Option<Span> {
+        self.scopes()?.share(key, &|span| self.0.add_open(span))
+    }
+
+    pub(super) fn set(&self, key: u64, name: Cow<'static, str>, value: Value) {
+        let mut value = value;
+        if let Some(scopes) = self.scopes()
+            && check(&name, &mut value).is_ok()
+            && let Some((span, name, value)) = scopes.set(key, name, value)
+        {
+            let _ = span.set(&name, value);
+        }
+    }
+
+    pub(super) fn say(&self, key: u64, event: Event) {
+        if let Some(scopes) = self.scopes()
+            && let Some((span, event)) = scopes.event(key, event)
+        {
+            let _ = self.event(&span, event);
+        }
+    }
+}
+
+impl Shared {
+    fn add_open(&self, span: &Span) {
+        self.open.lock().add(span);
+    }
+
+    fn share_scopes(&self, wanted: &dyn Fn(&str) -> bool) {
+        if let Contexts::Threads(scopes) = &self.contexts {
+            scopes.share_all(wanted, &|span| self.add_open(span));
+        }
+    }
+
+    /// Brings the queues what scopes have ended.
+    fn fetch(&self) {
+        if let Contexts::Threads(scopes) = &self.contexts {
+            scopes.collect();
         }
     }
 }
@@ -730,6 +857,7 @@ impl Drop for Shared {
         if *self.closed.get_mut() {
             return;
         }
+        self.fetch();
         for way in &self.outlets {
             match way {
                 Way::Direct(outlet) => {

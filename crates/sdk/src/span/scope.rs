@@ -1,7 +1,9 @@
 //! Spans by blocks of code: a guard, a closure, a future.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::OnceLock;
 use std::task::{Context, Poll};
@@ -10,72 +12,127 @@ use warptrace_model::Value;
 
 use super::{Attributes, End, Event, Exception, Recorder, Span, Start};
 
-/// A span that ends with its scope. Off, it is empty, and everything on it does nothing.
+/// A span that ends with its scope, in the thread that opened it. Off, it is empty, and everything on it does nothing.
 #[must_use = "the span ends when this is dropped"]
 #[derive(Debug)]
-pub struct Scope {
-    open: Option<(Recorder, Span)>,
+pub struct Scope<'r> {
+    recorder: Option<&'r Recorder>,
+    /// Of a plain span, in this thread.
+    key: Option<u64>,
+    /// Its span, when it is no plain one, or was asked for.
+    span: OnceCell<Span>,
+    /// What is plain is this thread's.
+    this_thread: PhantomData<*const ()>,
 }
 
-impl Scope {
-    /// `None` when nothing is recorded.
+impl<'r> Scope<'r> {
+    const fn new(
+        recorder: Option<&'r Recorder>,
+        key: Option<u64>,
+        span: OnceCell<Span>,
+    ) -> Scope<'r> {
+        Scope {
+            recorder,
+            key,
+            span,
+            this_thread: PhantomData,
+        }
+    }
+
+    /// `None` when nothing is recorded. Cost: an allocation the first time, and the span costs what one costs that is started by
+    /// hand.
     pub fn span(&self) -> Option<&Span> {
-        self.open.as_ref().map(|(_, span)| span)
+        if let (None, Some(recorder), Some(key)) = (self.span.get(), self.recorder, self.key)
+            && let Some(span) = recorder.share(key)
+        {
+            let _ = self.span.set(span);
+        }
+        self.span.get()
     }
 
     /// Adds an attribute, or replaces the one of that name; a list of several kinds is left out.
-    pub fn set(&self, name: &str, value: impl Into<Value>) -> &Scope {
-        if let Some((_, span)) = &self.open {
-            let _ = span.set(name, value);
+    pub fn set(&self, name: impl Into<Cow<'static, str>>, value: impl Into<Value>) -> &Self {
+        match (self.span.get(), self.recorder, self.key) {
+            (Some(span), ..) => {
+                let _ = span.set(&name.into(), value);
+            }
+            (None, Some(recorder), Some(key)) => recorder.set(key, name.into(), value.into()),
+            _ => {}
         }
         self
     }
 
     /// Something happened now.
-    pub fn event(&self, name: impl Into<Cow<'static, str>>, attributes: Attributes) -> &Scope {
-        if let Some((recorder, span)) = &self.open {
+    pub fn event(&self, name: impl Into<Cow<'static, str>>, attributes: Attributes) -> &Self {
+        if let Some(recorder) = self.recorder {
             let event = Event::new(name, recorder.now(), attributes);
-            let _ = recorder.event(span, event);
+            match (self.span.get(), self.key) {
+                (Some(span), _) => {
+                    let _ = recorder.event(span, event);
+                }
+                (None, Some(key)) => recorder.say(key, event),
+                (None, None) => {}
+            }
         }
         self
     }
 
     /// It went wrong.
-    pub fn error<E: std::error::Error + ?Sized>(&self, error: &E) -> &Scope {
-        if let Some((recorder, span)) = &self.open {
-            let message = format!("Error in {}: ", span.name());
-            let _ = recorder.error(span, &message, Some(&Exception::of(error)));
+    pub fn error<E: std::error::Error + ?Sized>(&self, error: &E) -> &Self {
+        if let (Some(recorder), Some(span)) = (self.recorder, self.span()) {
+            record_error(recorder, span, &Exception::of(error));
         }
         self
     }
 
     /// Ends here, with attributes of the event of its end.
     pub fn end(mut self, event_attributes: Attributes) {
+        if !event_attributes.is_empty() {
+            let _ = self.span();
+        }
         self.stop(event_attributes);
     }
 
     fn stop(&mut self, event_attributes: Attributes) {
-        if let Some((recorder, span)) = self.open.take() {
-            let end = End {
-                event_attributes,
-                at: None,
-            };
-            let _ = recorder.stop(&span, end);
+        let Some(recorder) = self.recorder.take() else {
+            return;
+        };
+        match (self.span.take(), self.key) {
+            (Some(span), key) => {
+                if let Some(key) = key {
+                    recorder.forget(key);
+                }
+                let end = End {
+                    event_attributes,
+                    at: None,
+                };
+                let _ = recorder.stop(&span, end);
+            }
+            (None, Some(key)) => recorder.end(key),
+            (None, None) => {}
         }
     }
 }
 
-impl Drop for Scope {
+fn record_error(recorder: &Recorder, span: &Span, exception: &Exception) {
+    let message = format!("Error in {}: ", span.name());
+    let _ = recorder.error(span, &message, Some(exception));
+}
+
+fn record_panic(recorder: &Recorder, span: &Span) {
+    let panic = Exception {
+        kind: "panic".into(),
+        ..Exception::default()
+    };
+    record_error(recorder, span, &panic);
+}
+
+impl Drop for Scope<'_> {
     fn drop(&mut self) {
-        if let Some((recorder, span)) = &self.open
-            && std::thread::panicking()
+        if std::thread::panicking()
+            && let (Some(recorder), Some(span)) = (self.recorder, self.span())
         {
-            let panic = Exception {
-                kind: "panic".into(),
-                ..Exception::default()
-            };
-            let message = format!("Error in {}: ", span.name());
-            let _ = recorder.error(span, &message, Some(&panic));
+            record_panic(recorder, span);
         }
         self.stop(Attributes::new());
     }
@@ -89,18 +146,21 @@ impl Recorder {
     /// let step = recorder.span("train.step");
     /// step.set("loss", 0.25);
     /// ```
-    pub fn span(&self, name: impl Into<Cow<'static, str>>) -> Scope {
-        match self.is_on() {
-            true => self.scope(Start::named(name)),
-            false => Scope { open: None },
+    pub fn span(&self, name: impl Into<Cow<'static, str>>) -> Scope<'_> {
+        if !self.is_on() {
+            return Scope::new(None, None, OnceCell::new());
+        }
+        match self.begin(name.into()) {
+            Ok(key) => Scope::new(Some(self), Some(key), OnceCell::new()),
+            Err(name) => self.scope(Start::named(name)),
         }
     }
 
     /// The same, with more said at its start.
-    pub fn scope(&self, start: Start) -> Scope {
-        let span = self.start(start).ok().flatten();
-        Scope {
-            open: span.map(|span| (self.clone(), span)),
+    pub fn scope(&self, start: Start) -> Scope<'_> {
+        match self.start(start) {
+            Ok(Some(span)) => Scope::new(Some(self), None, OnceCell::from(span)),
+            _ => Scope::new(None, None, OnceCell::new()),
         }
     }
 
@@ -108,7 +168,7 @@ impl Recorder {
     pub fn in_span<T>(
         &self,
         name: impl Into<Cow<'static, str>>,
-        call: impl FnOnce(&Scope) -> T,
+        call: impl FnOnce(&Scope<'_>) -> T,
     ) -> T {
         call(&self.span(name))
     }
@@ -120,7 +180,7 @@ impl Recorder {
     pub fn try_in_span<T, E: std::error::Error>(
         &self,
         name: impl Into<Cow<'static, str>>,
-        call: impl FnOnce(&Scope) -> Result<T, E>,
+        call: impl FnOnce(&Scope<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let scope = self.span(name);
         let result = call(&scope);
@@ -135,7 +195,7 @@ impl Recorder {
         InSpan {
             recorder: self.clone(),
             start: Some(start),
-            scope: None,
+            open: None,
             future: Box::pin(future),
         }
     }
@@ -146,8 +206,25 @@ impl Recorder {
 pub struct InSpan<F> {
     recorder: Recorder,
     start: Option<Start>,
-    scope: Option<Scope>,
+    open: Option<Span>,
     future: Pin<Box<F>>,
+}
+
+impl<F> InSpan<F> {
+    fn stop(&mut self) {
+        if let Some(span) = self.open.take() {
+            if std::thread::panicking() {
+                record_panic(&self.recorder, &span);
+            }
+            let _ = self.recorder.stop(&span, End::default());
+        }
+    }
+}
+
+impl<F> Drop for InSpan<F> {
+    fn drop(&mut self) {
+        self.stop();
+    }
 }
 
 impl<F: Future> Future for InSpan<F> {
@@ -157,13 +234,13 @@ impl<F: Future> Future for InSpan<F> {
         let this = &mut *self;
         let before = this.recorder.latest();
         if let Some(start) = this.start.take() {
-            this.scope = Some(this.recorder.scope(start));
-        } else if let Some(span) = this.scope.as_ref().and_then(Scope::span) {
-            this.recorder.set_current(Some(span));
+            this.open = this.recorder.start(start).ok().flatten();
+        } else if this.open.is_some() {
+            this.recorder.set_current(this.open.as_ref());
         }
         let polled = this.future.as_mut().poll(context);
         if polled.is_ready() {
-            this.scope = None;
+            this.stop();
         }
         this.recorder.set_current(before.as_ref());
         polled

@@ -6,9 +6,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use warptrace_model::{SpanContext, SpanId, SpanRecord, Value};
+use warptrace_model::{Object, SpanContext, SpanId, SpanRecord, Value};
 
 use super::event::{attribute, name};
+use super::scopes::{Plain, State, Within};
 use super::{Attributes, Error, Event, Timestamp};
 use crate::fork;
 
@@ -22,6 +23,8 @@ pub enum Parent {
     #[default]
     None,
     Span(Span),
+    /// A scope's that nobody has asked for: its id and its trace are all that is known of it here.
+    Scope(SpanId, u128),
     /// Another library's, or another process's.
     Remote(SpanContext),
 }
@@ -80,6 +83,7 @@ impl Span {
         let trace = match &beginning.parent {
             Parent::None => id.to_bits(),
             Parent::Span(parent) => parent.0.trace,
+            Parent::Scope(_, trace) => *trace,
             Parent::Remote(context) => context.trace,
         };
         Span(Arc::new(Inner {
@@ -98,8 +102,46 @@ impl Span {
         }))
     }
 
+    /// Of a scope's.
+    pub(super) fn of(plain: Plain) -> Span {
+        let said = plain.said.map(|said| *said).unwrap_or_default();
+        let set = said.set.into_iter();
+        let set = set.map(|(name, value)| (name.into(), value));
+        let span = Span(Arc::new(Inner {
+            id: plain.id,
+            trace: plain.trace,
+            parent: match plain.within {
+                Within::None => Parent::None,
+                Within::Scope(id) => Parent::Scope(id, plain.trace),
+                Within::Span(span) => Parent::Span(span),
+            },
+            name: plain.name,
+            start: Event::new(name::SPAN_START, plain.start, Attributes::new()),
+            initial: Attributes::new(),
+            active: AtomicBool::new(true),
+            place: AtomicU32::new(u32::MAX),
+            generation: fork::generation(),
+            thread: plain.thread,
+            live: Mutex::new(Live {
+                updated: Attributes::unchecked(Object::from_pairs(set.collect())),
+                events: said.events.into_iter().map(Arc::new).collect(),
+                dropped_events: said.dropped_events,
+                ..Live::default()
+            }),
+            attached: OnceLock::new(),
+        }));
+        if plain.state == State::Ended {
+            span.stop(Attributes::new(), plain.end);
+        }
+        span
+    }
+
     pub fn id(&self) -> SpanId {
         self.0.id
+    }
+
+    pub(super) fn trace(&self) -> u128 {
+        self.0.trace
     }
 
     /// Its identity for other libraries.
@@ -114,7 +156,7 @@ impl Span {
         &self.0.name
     }
 
-    /// The span of this process that it is a part of.
+    /// The span of this process that it is a part of, if it is more than an id: see [`Parent::Scope`].
     pub fn parent(&self) -> Option<&Span> {
         match &self.0.parent {
             Parent::Span(parent) => Some(parent),
@@ -305,6 +347,7 @@ impl Span {
             parent: match &self.0.parent {
                 Parent::None => None,
                 Parent::Span(parent) => Some(parent.0.id.otlp()),
+                Parent::Scope(id, _) => Some(id.otlp()),
                 Parent::Remote(context) => Some(context.span),
             },
             name: self.name().into(),

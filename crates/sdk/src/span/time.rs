@@ -8,12 +8,13 @@ use nix::time::{ClockId, clock_gettime};
 use warptrace_model::UnixNanos;
 
 use super::Error;
+use crate::ticks;
 
 /// How far from now a moment that is given may lie, either way.
 pub const WINDOW_SECS: f64 = 600.0;
 
 /// One moment, read from both clocks.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Timestamp {
     unix_nanos: i64,
     perf_secs: f64,
@@ -97,38 +98,145 @@ pub trait Clock: Debug + Send + Sync {
 
 /// The system's: CLOCK_REALTIME and CLOCK_MONOTONIC, which is what Python's `time.perf_counter` reads on Linux.
 ///
-/// How far they are apart is measured again each millisecond, in each thread: so long it can take until a wall clock that was set
-/// is seen. Cost: one clock read, not two.
+/// Each thread reads both once a millisecond, and between by the processor's counter where the kernel keeps time by that: within
+/// 1 µs of the system's clocks, never backwards in a thread. So long it can take until a wall clock that was set is seen. Cost: a
+/// read of the counter; without it, one clock read.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
-/// How long the distance between the clocks is believed.
-const APART_VALID_NANOS: i64 = 1_000_000;
+/// How long a reading of the clocks is believed.
+const VALID_NANOS: u64 = 1_000_000;
+/// Counts become ns times 2^32 with this many bits behind the point: over [`VALID_NANOS`] that is exact to 0.1 ns.
+const POINT: u32 = 32;
+
+/// When a thread last read the clocks.
+#[derive(Debug, Clone, Copy)]
+struct Anchor {
+    /// CLOCK_MONOTONIC, ns, and CLOCK_REALTIME less that.
+    monotonic: i64,
+    apart: i64,
+    /// The counter then, and how many counts more it is good for: none where the counter is not relied on, or not known yet.
+    counts: u64,
+    valid: u64,
+    /// ns a count.
+    rate: u64,
+    /// CLOCK_MONOTONIC and the counter, when the counter's speed began to be measured, and at the last reading.
+    first: (i64, u64),
+    last: (i64, u64),
+}
 
 thread_local! {
-    /// CLOCK_REALTIME less CLOCK_MONOTONIC, and until when on the latter; ns.
-    static APART: Cell<(i64, i64)> = const { Cell::new((0, i64::MIN)) };
+    static ANCHOR: Cell<Anchor> = const { Cell::new(Anchor::NONE) };
+}
+
+impl Anchor {
+    const NONE: Anchor = Anchor {
+        monotonic: i64::MIN,
+        apart: 0,
+        counts: 0,
+        valid: 0,
+        rate: 0,
+        first: (0, 0),
+        last: (0, 0),
+    };
+
+    /// CLOCK_MONOTONIC when the counter says `counts`.
+    fn monotonic_at(&self, counts: u64) -> Option<i64> {
+        let since = counts.wrapping_sub(self.counts);
+        (since < self.valid).then(|| self.monotonic + ((since * self.rate) >> POINT) as i64)
+    }
+
+    /// CLOCK_MONOTONIC now, and what it goes by from here on.
+    fn read(self) -> (i64, Anchor) {
+        let counted = ticks::can_be_relied_on();
+        let (monotonic, counts) = match counted {
+            true => read_together(),
+            false => (nanos(ClockId::CLOCK_MONOTONIC), 0),
+        };
+        if self.valid == 0 && monotonic < self.monotonic.saturating_add(VALID_NANOS as i64) {
+            return (monotonic, self);
+        }
+        // By the counter a thread may have come a little further than the clock is; it waits for that, going slower.
+        let furthest = match self.valid {
+            0 => monotonic,
+            _ => self.monotonic + VALID_NANOS as i64,
+        };
+        let ahead = (furthest - monotonic).clamp(0, VALID_NANOS as i64 / 2);
+        let mut next = Anchor {
+            monotonic: monotonic + ahead,
+            apart: nanos(ClockId::CLOCK_REALTIME) - nanos(ClockId::CLOCK_MONOTONIC),
+            ..Anchor::NONE
+        };
+        if counted {
+            next.last = (monotonic, counts);
+            next.first = next.last;
+            // From the first reading on, it is the better known the longer that is ago. From the last one on it says whether that
+            // still holds: a machine that was suspended, or moved to another, begins again.
+            if let (Some(rate), Some(lately)) =
+                (rate(self.first, next.last), rate(self.last, next.last))
+                && rate.abs_diff(lately) <= rate / 1000
+            {
+                let slower = VALID_NANOS - ahead as u64;
+                next.first = self.first;
+                next.counts = counts;
+                next.valid = (VALID_NANOS << POINT) / rate;
+                next.rate =
+                    (u128::from(rate) * u128::from(slower) / u128::from(VALID_NANOS)) as u64;
+            }
+        }
+        (next.monotonic, next)
+    }
+}
+
+/// ns a count, of [`POINT`]. `None` over less than half a millisecond, since how far two reads lie apart is known to some tens of ns
+/// only; and for what is below 1 MHz or above 100 GHz, and no clock.
+fn rate(from: (i64, u64), to: (i64, u64)) -> Option<u64> {
+    let (nanos, counts) = (to.0.checked_sub(from.0)?, to.1.checked_sub(from.1)?);
+    if from.1 == 0 || nanos < VALID_NANOS as i64 / 2 || counts == 0 {
+        return None;
+    }
+    let rate = ((nanos as u128) << POINT) / u128::from(counts);
+    let possible = (1 << POINT) / 100..=1000 << POINT;
+    possible.contains(&rate).then_some(rate as u64)
+}
+
+fn nanos(clock: ClockId) -> i64 {
+    let at = clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
+    at.as_secs() as i64 * 1_000_000_000 + i64::from(at.subsec_nanos())
+}
+
+/// CLOCK_MONOTONIC and the counter at the same moment, as well as that can be known.
+fn read_together() -> (i64, u64) {
+    let mut best = (0, 0, u64::MAX);
+    // Again when the thread was interrupted between the reads.
+    for _ in 0..3 {
+        let before = ticks::read();
+        let monotonic = nanos(ClockId::CLOCK_MONOTONIC);
+        let took = ticks::read().wrapping_sub(before);
+        if took < best.2 {
+            best = (monotonic, before.wrapping_add(took / 2), took);
+        }
+        if took < 1000 {
+            break;
+        }
+    }
+    (best.0, best.1)
 }
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        let read = |clock| clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
-        let nanos =
-            |at: Duration| at.as_secs() as i64 * 1_000_000_000 + i64::from(at.subsec_nanos());
-        let perf = read(ClockId::CLOCK_MONOTONIC);
-        let monotonic = nanos(perf);
         // A thread that ends has no place for it any more.
-        let known = APART.try_with(Cell::get).unwrap_or((0, i64::MIN));
-        let apart = if monotonic < known.1 {
-            known.0
-        } else {
-            let apart = nanos(read(ClockId::CLOCK_REALTIME)) - monotonic;
-            let _ = APART.try_with(|known| known.set((apart, monotonic + APART_VALID_NANOS)));
-            apart
+        let known = ANCHOR.try_with(Cell::get).unwrap_or(Anchor::NONE);
+        let (monotonic, apart) = match known.monotonic_at(ticks::read()) {
+            Some(monotonic) => (monotonic, known.apart),
+            None => {
+                let (monotonic, next) = known.read();
+                let _ = ANCHOR.try_with(|anchor| anchor.set(next));
+                (monotonic, next.apart)
+            }
         };
         // As Python computes it, so that its moments and ours are of one kind.
-        let perf_nanos = perf.as_secs() as f64 * 1e9 + f64::from(perf.subsec_nanos());
-        Timestamp::new(monotonic + apart, perf_nanos * 1e-9)
+        Timestamp::new(monotonic + apart, monotonic as f64 * 1e-9)
     }
 }
 
@@ -159,6 +267,39 @@ mod tests {
         }
         let wall = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
         assert!(wall.as_secs_f64() >= last.unix_secs() - 1.0);
+    }
+
+    #[test]
+    fn moments_stay_close_to_the_systems_clocks() {
+        // Between two reads of the clock: where the thread was interrupted there is no telling, so the best of many counts.
+        let mut furthest = Vec::new();
+        for _ in 0..200 {
+            std::thread::sleep(Duration::from_micros(300));
+            let off = (0..20).map(|_| {
+                let before = nanos(ClockId::CLOCK_MONOTONIC);
+                let at = (SystemClock.now().perf_secs() * 1e9) as i64;
+                let after = nanos(ClockId::CLOCK_MONOTONIC);
+                (before - at).max(at - after).max(0)
+            });
+            furthest.push(off.min().unwrap());
+        }
+        furthest.sort_unstable();
+        assert!(furthest[100] <= 2_000, "{furthest:?}");
+    }
+
+    #[test]
+    fn a_thread_that_came_ahead_of_the_clock_waits_for_it_and_does_not_go_back() {
+        let ahead = Anchor {
+            monotonic: nanos(ClockId::CLOCK_MONOTONIC) - VALID_NANOS as i64 + 300_000,
+            valid: 1,
+            ..Anchor::NONE
+        };
+        let (monotonic, next) = ahead.read();
+        assert!(monotonic >= ahead.monotonic + VALID_NANOS as i64 - 1);
+        if next.rate > 0 {
+            let end = next.monotonic_at(next.counts + next.valid - 1).unwrap();
+            assert!(end - monotonic < VALID_NANOS as i64 - 200_000);
+        }
     }
 
     #[test]
