@@ -88,10 +88,8 @@ fn is_harmless(key: &str) -> bool {
 /// [`LogLineError`].
 pub fn parse(line: &str) -> Result<Object, LogLineError> {
     let open = line.find('[').map(|open| {
-        // Brackets before the record stand in what would be its first key.
-        let first_key = line[open + 1..].split('=').next().unwrap_or_default();
         match line.find("[type=") {
-            Some(record) if first_key.contains('[') && !first_key.starts_with('"') => record,
+            Some(record) if has_bracket(&line[open + 1..]) => record,
             _ => open,
         }
     });
@@ -116,6 +114,20 @@ pub fn parse(line: &str) -> Result<Object, LogLineError> {
         };
     }
     Ok(nest(pairs, 0))
+}
+
+/// Whether a bracket stands in the first key, outside of quotes: then it is text before the record.
+fn has_bracket(mut text: &str) -> bool {
+    loop {
+        if let Some((_, length)) = quoted(text) {
+            text = &text[length..];
+        }
+        match text.find(['.', '=', '[']).map(|at| (at, text.as_bytes()[at])) {
+            Some((_, b'[')) => return true,
+            Some((at, b'.')) => text = &text[at + 1..],
+            _ => return false,
+        }
+    }
 }
 
 /// A path, and where its value begins.

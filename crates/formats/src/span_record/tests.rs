@@ -269,6 +269,9 @@ fn a_log_line_is_the_packages_and_awkward_keys_and_values_come_back() {
         "x [2025-01-01] INFO [type=\"a\" | gen_ai.\"a.b=c | d]\"=[1, 2]]",
         "[\"\"={\"a\": 1}]",
         "[]",
+        // Brackets in quotes are no text before the record, wherever they stand.
+        "[a.\"e[])\".x=\"[type=1]\"]",
+        "[2025] [\"e[\"=1]",
     ] {
         let object = log_line::parse(odd).unwrap_or_else(|e| panic!("{odd}: {e}"));
         line.clear();
