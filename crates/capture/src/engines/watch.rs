@@ -6,7 +6,7 @@ use std::io::{self, BufReader};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -113,13 +113,21 @@ pub struct EngineWatch {
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    tracker: Mutex<Tracker>,
     scans: AtomicU64,
     scraped: AtomicU64,
     dropped: AtomicU64,
     left_out: AtomicU64,
     failed: Mutex<HashMap<&'static str, u64>>,
+}
+
+impl Shared {
+    /// For short: never over a question to an engine.
+    fn tracker(&self) -> MutexGuard<'_, Tracker> {
+        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl EngineWatch {
@@ -130,9 +138,15 @@ impl EngineWatch {
     pub fn start(settings: Settings) -> io::Result<EngineWatch> {
         let (to, reports) = sync_channel(QUEUE);
         let (stop, stopped) = sync_channel(0);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            tracker: Mutex::new(Tracker::new(settings.engines)),
+            scans: AtomicU64::new(0),
+            scraped: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            left_out: AtomicU64::new(0),
+            failed: Mutex::default(),
+        });
         let worker = Worker {
-            tracker: Tracker::new(settings.engines),
             settings,
             shared: Arc::clone(&shared),
             to,
@@ -156,6 +170,21 @@ impl EngineWatch {
     /// The next report, when one comes within `timeout`.
     pub fn next(&self, timeout: Duration) -> Option<Report> {
         self.reports.recv_timeout(timeout).ok()
+    }
+
+    /// The engine that a process is or is part of, as of the last scan: what calls CUDA is mostly a child of the engine's first
+    /// process. `None` when the pid is another process's by now.
+    ///
+    /// Cost: a small file for each ancestor up to the engine, so keep the answer for as long as the process lives.
+    pub fn engine_of(&self, process: Incarnation) -> Option<EngineProcess> {
+        let (life, _) = proc::incarnation(process.pid.0)?;
+        if life != process {
+            return None;
+        }
+        let parent = |pid: Pid| Some(proc::incarnation(pid.0)?.1).filter(|p| p.0 > 0);
+        // The files are read without the lock.
+        let tracker = self.shared.tracker().clone();
+        tracker.engine_of(process.pid, parent)
     }
 
     pub fn counts(&self) -> Counts {
@@ -193,7 +222,6 @@ impl Drop for EngineWatch {
 
 struct Worker {
     settings: Settings,
-    tracker: Tracker,
     shared: Arc<Shared>,
     to: SyncSender<Report>,
     /// What was last said of each engine that could not be reached.
@@ -208,7 +236,7 @@ impl Worker {
             let now = Instant::now();
             if now >= next_scan {
                 let is_new = self.scan();
-                let pause = match self.tracker.is_empty() {
+                let pause = match self.shared.tracker().is_empty() {
                     true => self.settings.redetect,
                     false => self.settings.redetect_known,
                 };
@@ -237,7 +265,8 @@ impl Worker {
 
     /// Whether there is a new engine, or one that changed.
     fn scan(&mut self) -> bool {
-        let changes = self.tracker.scanned(&processes(&self.settings.pids));
+        let seen = processes(&self.settings.pids);
+        let changes = self.shared.tracker().scanned(&seen);
         let mut is_new = false;
         for change in changes {
             match change {
@@ -258,7 +287,7 @@ impl Worker {
             }
         }
         self.shared.scans.fetch_add(1, Ordering::Relaxed);
-        let left_out = self.tracker.left_out();
+        let left_out = self.shared.tracker().left_out();
         self.shared.left_out.store(left_out, Ordering::Relaxed);
         is_new
     }
@@ -269,7 +298,7 @@ impl Worker {
         let mut all_there = true;
         // Where the older engines were asked, so that nobody is asked twice.
         let mut asked: HashMap<(NetNamespace, SocketAddr), u32> = HashMap::new();
-        let mut engines: Vec<EngineProcess> = self.tracker.engines().collect();
+        let mut engines: Vec<EngineProcess> = self.shared.tracker().engines().collect();
         engines.sort_by_key(|e| (e.incarnation.start_ticks, e.incarnation.pid));
         for engine in engines {
             if !matches!(

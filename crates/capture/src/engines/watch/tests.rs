@@ -149,6 +149,14 @@ fn an_engine_is_found_asked_again_and_again_and_missed_when_it_ends() {
     });
     assert_eq!(found.incarnation.pid, Pid(pid));
     assert_eq!(found.command.via, Via::Http { ports: vec![port] });
+    assert_eq!(watch.engine_of(found.incarnation).as_ref(), Some(&found));
+    let recycled = Incarnation {
+        start_ticks: found.incarnation.start_ticks + 1,
+        ..found.incarnation
+    };
+    assert_eq!(watch.engine_of(recycled), None);
+    let (own, _) = proc::incarnation(std::process::id()).unwrap();
+    assert_eq!(watch.engine_of(own), None);
     for _ in 0..2 {
         assert_eq!(wait(&watch, body), "nv_inference_count 1\n");
     }
