@@ -454,9 +454,10 @@ impl Inference {
             return;
         }
         let pid = c.thread.pid;
-        if self.processes.get(&pid).is_none() && self.ended.iter().any(|(_, l)| l.pid == pid) {
+        let over = |e: &(u64, Incarnation)| e.1.pid == pid;
+        if self.ended.iter().any(over) && self.processes.get(&pid).is_none() {
             // Another life of this number: it may not even be known as such.
-            self.bury(|(_, l)| l.pid == pid);
+            self.bury(over);
         }
         let (known, settings) = (&self.known, &self.settings);
         let p = self.processes.touch(pid, c.end().0, || {
