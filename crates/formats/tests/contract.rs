@@ -2,7 +2,7 @@
 #![cfg(all(feature = "otlp", feature = "openmetrics"))]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use warptrace_formats::metrics::Names;
 use warptrace_formats::openmetrics::{Format, encode};
@@ -16,7 +16,7 @@ use warptrace_model::{Object, UnixNanos, Value};
 
 fn testdata(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/metrics");
-    std::fs::read_to_string(PathBuf::from(folder).join(name)).unwrap()
+    std::fs::read_to_string(folder.join(name)).unwrap()
 }
 
 /// A line of the fixture.
