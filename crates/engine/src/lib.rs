@@ -34,6 +34,7 @@ mod partition;
 mod paused;
 mod profile;
 mod rules;
+mod serving;
 mod stats;
 mod thresholds;
 mod units;
@@ -49,6 +50,7 @@ pub use inference::{
     SettingsError, ShiftRules, cgroup_hash,
 };
 pub use labels::{Forgotten, Joined, LabelCaps, LabelIndex, join};
+pub use serving::{Serving, ServingCaps};
 pub use stats::OpStats;
 pub use thresholds::{
     BaselineRules, Caps, ColdStartRules, DeviceRules, FactRules, FindingRules, Rules, SteadyRules,
