@@ -258,8 +258,12 @@ impl Inference {
             .is_some_and(|level| severity >= level)
             && let Some(p) = self.processes.get_mut(&pid)
         {
-            let until = at.0.saturating_add(self.settings.pause_nanos);
-            p.paused_until = p.paused_until.max(until);
+            let until = at.plus(self.settings.pause_nanos);
+            p.paused_until = p.paused_until.max(until.0);
+            self.sampler.trouble(Window {
+                start: at,
+                end: until,
+            });
         }
     }
 

@@ -164,7 +164,7 @@ pub enum SamplerState {
     Healthy,
     /// All: an outlier was just there, and its workload has not had an ordinary step since.
     Degraded,
-    /// All, for what is left of 30 s.
+    /// All, for what is left of 30 s, or because a process is in trouble.
     Cooldown,
 }
 

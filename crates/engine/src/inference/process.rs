@@ -326,6 +326,8 @@ impl Process {
             self.memory_calls += 1;
         }
         let key = (c.device, queue(c.stream));
+        // Of a call whose return was not seen nobody knows when it came back.
+        let came_back = c.ret == 0 && !c.flags.no_return();
         if c.ret == 0 {
             self.issue(c, key, role, settings);
         }
@@ -335,7 +337,7 @@ impl Process {
             let copies_back =
                 c.op.get().wait == Wait::Copy && c.copy_kind() == Some(DEVICE_TO_HOST);
             let waits = c.op.get().class == Class::Sync || copies_back;
-            if waits && c.ret == 0 {
+            if waits && came_back {
                 self.wait(c, key, c.op.get().wait, c.arg0, settings)
             } else {
                 None

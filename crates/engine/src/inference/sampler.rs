@@ -32,7 +32,7 @@ pub(super) struct Sampler {
     degrade_on: Option<OutlierBucket>,
     one_in: u32,
     cooldown: u64,
-    /// By their ends; the last may grow.
+    /// As they were found; the last may grow.
     stretches: VecDeque<Window>,
     /// Whose next ordinary step ends the degradation.
     cause: Option<WorkloadKey>,
@@ -65,34 +65,49 @@ impl Sampler {
         if unknown || self.degrade_on.is_none_or(|level| o.bucket < level) {
             return None;
         }
-        let keep = Window {
+        let end = o.at.plus(self.cooldown);
+        self.keep(Window {
             start: o.window().start,
-            end: o.at.plus(self.cooldown),
-        };
+            end,
+        });
         self.cause = Some(o.key);
-        if let Some(open) = self.stretches.back_mut()
-            && open.end >= o.at
+        if let Some(last) = &mut self.last
+            && last.cooldown_end >= o.at
         {
-            open.end = open.end.max(keep.end);
-            open.start = open.start.min(keep.start);
-            if let Some(last) = &mut self.last {
-                last.cooldown_end = open.end;
-            }
+            last.cooldown_end = last.cooldown_end.max(end);
             return None;
         }
-        if self.stretches.len() == STRETCHES {
-            self.stretches.pop_front();
-        }
-        self.stretches.push_back(keep);
         self.degradations += 1;
         self.last = Some(Degradation {
             at: o.at,
             outlier: o.id,
             key: o.key,
             bucket: o.bucket,
-            cooldown_end: keep.end,
+            cooldown_end: end,
         });
         self.last
+    }
+
+    /// A process is in trouble, and its steps are not judged meanwhile: what explains it is kept all the same.
+    pub(super) fn trouble(&mut self, w: Window) {
+        if self.degrade_on.is_some() {
+            self.keep(w);
+        }
+    }
+
+    fn keep(&mut self, w: Window) {
+        match self.stretches.back_mut() {
+            Some(last) if last.end >= w.start && last.start <= w.end => {
+                last.start = last.start.min(w.start);
+                last.end = last.end.max(w.end);
+            }
+            _ => {
+                if self.stretches.len() == STRETCHES {
+                    self.stretches.pop_front();
+                }
+                self.stretches.push_back(w);
+            }
+        }
     }
 
     /// A step of this workload was ordinary, or what is usual for it has changed.
@@ -103,11 +118,13 @@ impl Sampler {
     }
 
     pub(super) fn state(&self, now: BootNanos) -> SamplerState {
-        let keeps = self.stretches.back().is_some_and(|w| now < w.end);
-        match (keeps, self.cause) {
-            (false, _) => SamplerState::Healthy,
-            (true, Some(_)) => SamplerState::Degraded,
-            (true, None) => SamplerState::Cooldown,
+        let open = self.last.is_some_and(|d| now < d.cooldown_end);
+        if !self.stretches.iter().any(|w| now < w.end) {
+            SamplerState::Healthy
+        } else if open && self.cause.is_some() {
+            SamplerState::Degraded
+        } else {
+            SamplerState::Cooldown
         }
     }
 
@@ -300,6 +317,33 @@ mod tests {
         assert!(second(&mut s, 140).0 < 2_000);
         assert!(s.outlier(&outlier(150, OutlierBucket::X3, None)).is_some());
         assert_eq!(s.degradations, 2);
+    }
+
+    #[test]
+    fn a_process_in_trouble_has_everything_kept_though_its_steps_are_not_judged() {
+        let mut s = sampler();
+        let w = |a: u64, b: u64| Window {
+            start: BootNanos(a * SEC),
+            end: BootNanos(b * SEC),
+        };
+        s.trouble(w(100, 130));
+        s.trouble(w(101, 131));
+        assert_eq!(s.state(BootNanos(120 * SEC)), SamplerState::Cooldown);
+        assert_eq!(second(&mut s, 130), (100_000, 100_000));
+        assert!(second(&mut s, 131).0 < 2_000);
+        assert_eq!(s.degradations, 0, "no outlier did it");
+        assert_eq!(s.stretches.len(), 1);
+        // An outlier of another process in that time is news.
+        s.outlier(&outlier(110, OutlierBucket::X3, Some(Phase::Decode)))
+            .unwrap();
+        assert_eq!(s.state(BootNanos(120 * SEC)), SamplerState::Degraded);
+        assert_eq!(second(&mut s, 139), (100_000, 100_000));
+        let mut off = Sampler::new(&InferenceSettings {
+            degrade_on: None,
+            ..InferenceSettings::default()
+        });
+        off.trouble(w(100, 130));
+        assert!(second(&mut off, 110).0 < 2_000);
     }
 
     #[test]
