@@ -3,7 +3,7 @@
 //! ```text
 //!  capture thread ─────┐ bounded          ┌─► engine ─► units, findings ─┐
 //!  (polls each source) ├────────► pipeline┤                             ├─► store
-//!  sampler thread ─────┤ channel   thread └─► events ───────────────────┘
+//!  sampler thread ─────┤ channel   thread └─► events ───────────────────┘   outgoing: outliers, metrics, spans, alerts
 //!  symbols thread ─────┘ ◄── new user stacks, from the capture thread
 //! ```
 //!
@@ -15,6 +15,8 @@ mod annotate;
 mod live;
 mod load;
 mod memory;
+mod outgoing;
+mod outliers;
 mod pipeline;
 mod places;
 mod said;
@@ -25,4 +27,6 @@ pub use annotate::{
     Limits as SocketLimits, LineLoss, SocketError, SocketOptions,
 };
 pub use load::{DiskFolder, MAX_ENTRIES, MemoryLoad, load_memory};
+pub use outgoing::Outgoing;
+pub use outliers::{OutlierCounts, OutlierSocket};
 pub use pipeline::{AgentError, Config, Finished, Recording};

@@ -11,13 +11,14 @@ use warptrace_api::Live;
 use warptrace_capture::pollers::{GpuPoller, SystemPoller};
 use warptrace_capture::symbols::{ResolvedStack, Symbols, UserStack};
 use warptrace_capture::{Batch, Source, clock};
-use warptrace_engine::{Engine, Rules};
-use warptrace_model::{BootNanos, Event, Gap, Loss, LossReason};
+use warptrace_engine::{Engine, Inference, InferenceSettings, Rules, SettingsError};
+use warptrace_model::{BootNanos, ClockAnchor, Event, Gap, Loss, LossReason};
 use warptrace_store::{Frame, SessionWriter, Stack, StoreError};
 
 use crate::annotate::{AnnotationReceiver, AnnotationSocket};
 use crate::live::LiveState;
 use crate::memory::MemoryRecords;
+use crate::outgoing::{Out, Outgoing};
 use crate::places::Places;
 use crate::said::Annotations;
 use crate::symbols;
@@ -48,6 +49,10 @@ pub struct Config {
     pub symbols: Option<Symbols>,
     /// Where the job's own words come in.
     pub annotations: Option<(AnnotationSocket, AnnotationReceiver)>,
+    /// How to follow the steps of inference servers; the recording's first anchor is added.
+    pub inference: Option<InferenceSettings>,
+    /// Where what is concluded goes, besides the session.
+    pub outgoing: Option<Outgoing>,
 }
 
 /// Why a recording did not end well. What was stored is there.
@@ -57,6 +62,8 @@ pub enum AgentError {
     Panicked(&'static str),
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
+    #[error("inference servers cannot be followed by these settings")]
+    Settings(#[from] SettingsError),
 }
 
 /// A finished recording.
@@ -92,7 +99,7 @@ impl Recording {
     /// Starts the threads. The sources are attached already; `writer` is an empty session.
     ///
     /// # Errors
-    /// [`AgentError::Thread`] when the machine gives no more threads.
+    /// [`AgentError::Thread`] when the machine gives no more threads; [`AgentError::Settings`].
     pub fn start(
         config: Config,
         sources: Vec<Box<dyn Source>>,
@@ -107,6 +114,8 @@ impl Recording {
             gaps,
             symbols,
             annotations,
+            inference,
+            outgoing,
         } = config;
         let stop = Arc::new(AtomicBool::new(false));
         let live = Arc::new(Mutex::new(Live::default()));
@@ -121,8 +130,17 @@ impl Recording {
         let meta = writer.meta();
         let interval_ms = u64::try_from(sample_every.as_millis()).unwrap_or(u64::MAX);
         let memory = MemoryRecords::new(&meta.id, &meta.host, interval_ms);
+        let (now, anchor) = (clock::boot_now(), clock::anchor());
         let pipeline = Pipeline {
-            engine: Engine::new(rules),
+            engine: match inference {
+                Some(settings) => {
+                    let inference = Inference::new(settings.with_clock(anchor))?;
+                    Engine::with_inference(rules, inference)
+                }
+                None => Engine::new(rules),
+            },
+            out: outgoing.map(|outgoing| Out::new(outgoing, now)),
+            clock: anchor,
             writer,
             tap,
             state,
@@ -133,7 +151,7 @@ impl Recording {
             records: Arc::clone(&records),
             scratch: Vec::new(),
             malformed: 0,
-            anchored: clock::boot_now(),
+            anchored: now,
             published: BootNanos(0),
         };
         let thread = |name: &str| Builder::new().name(name.to_owned());
@@ -328,6 +346,8 @@ fn sample(
 
 struct Pipeline {
     engine: Engine,
+    out: Option<Out>,
+    clock: ClockAnchor,
     writer: SessionWriter,
     tap: Option<SyncSender<Vec<Event>>>,
     state: LiveState,
@@ -344,7 +364,7 @@ struct Pipeline {
 
 impl Pipeline {
     fn run(mut self, receiver: Receiver<Message>, gaps: Vec<Gap>) -> Result<(), StoreError> {
-        self.writer.anchor(clock::anchor());
+        self.writer.anchor(self.clock);
         self.writer.gaps(&gaps);
         self.state.gaps(&gaps);
         loop {
@@ -365,7 +385,11 @@ impl Pipeline {
             self.settle(now);
             if now.since(self.anchored) >= ANCHOR_EVERY_NANOS {
                 self.anchored = now;
-                self.writer.anchor(clock::anchor());
+                self.clock = clock::anchor();
+                self.writer.anchor(self.clock);
+            }
+            if let Some(out) = &mut self.out {
+                out.tick(now, &self.engine, self.clock);
             }
             self.writer.tick(now);
             if now.since(self.published) >= 200_000_000 {
@@ -380,6 +404,9 @@ impl Pipeline {
         let now = clock::boot_now();
         self.engine.finish(now);
         self.settle(now);
+        if let Some(out) = self.out.take() {
+            out.finish(now, &self.engine, self.clock);
+        }
         self.writer.anchor(clock::anchor());
         let held = self.writer.flush_now();
         if held > 0 {
@@ -501,10 +528,13 @@ impl Pipeline {
     }
 
     /// Stores what the engine concluded, and what it and the store lost.
-    fn settle(&mut self, _now: BootNanos) {
+    fn settle(&mut self, now: BootNanos) {
         let mut output = self.engine.drain();
         for finding in &mut output.findings {
             self.places.find(finding);
+        }
+        if let Some(out) = &mut self.out {
+            out.tell(&output.inference, &output.findings, now, self.clock);
         }
         self.writer.units(&output.units);
         for sample in &output.memory {

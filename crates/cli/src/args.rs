@@ -80,6 +80,10 @@ pub(crate) enum Command {
     Annotate(AnnotateArgs),
     /// Have a paused recorder (`record --paused`) record, until Ctrl-C or for a time
     Resume(ResumeArgs),
+    /// Follow the outliers that a running recorder finds among the steps of inference servers
+    Outliers(OutliersArgs),
+    /// Judge the steps of inference servers in a session again
+    Replay(ReplayArgs),
     /// Read, check and repair the run logs of inference servers (JSON lines, toy/v1)
     #[command(subcommand)]
     Runlog(RunlogCommand),
@@ -134,6 +138,10 @@ pub(crate) struct RecordArgs {
     /// Do not explain at the end
     #[arg(long)]
     pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) inference: InferenceArgs,
+    #[command(flatten)]
+    pub(crate) outgoing: OutgoingArgs,
     /// The command and its arguments, after --
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
@@ -159,6 +167,10 @@ pub(crate) struct TraceArgs {
     /// Do not explain at the end
     #[arg(long)]
     pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) inference: InferenceArgs,
+    #[command(flatten)]
+    pub(crate) outgoing: OutgoingArgs,
     /// Start this command and trace it, after --
     #[arg(last = true, value_name = "CMD", conflicts_with = "pid")]
     pub(crate) command: Vec<std::ffi::OsString>,
@@ -257,6 +269,131 @@ pub(crate) struct ResumeArgs {
     /// Where the recorder listens [default: beside the annotation socket]
     #[arg(long, value_name = "PATH", conflicts_with = "recorder")]
     pub(crate) socket: Option<PathBuf>,
+}
+
+/// How the steps of inference servers are judged. What is not given is as docs/inference.md says.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Inference servers")]
+pub(crate) struct InferenceArgs {
+    /// Follow the steps of inference servers (vLLM, SGLang, TGI, Triton): phases, what is usual, outliers
+    #[arg(long)]
+    pub(crate) inference: bool,
+    #[command(flatten)]
+    pub(crate) rules: InferenceRules,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Inference servers")]
+pub(crate) struct InferenceRules {
+    /// Steps before a workload is judged [default: 30]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) inference_warmup: Option<u32>,
+    /// Where the outermost bucket of outliers begins, in 95th percentiles [default: 3]
+    #[arg(long, value_name = "RATIO", hide_short_help = true)]
+    pub(crate) inference_outlier_ratio: Option<f64>,
+    /// While a finding of this severity is fresh its process is not judged (low, medium, high, critical, off) [default: high]
+    #[arg(long, value_name = "SEVERITY", value_parser = parse_pause, hide_short_help = true)]
+    pub(crate) inference_pause_on_severity: Option<Pause>,
+    /// Tell steps apart by phase (rule), or have one baseline a stream (off) [default: rule]
+    #[arg(long, value_name = "WHICH", value_enum, hide_short_help = true)]
+    pub(crate) inference_phase_classifier: Option<Classifier>,
+    /// Decode: fewer launches than this [default: 50]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) inference_phase_decode_max_launches: Option<u64>,
+    /// Decode: less copied than this [default: 1MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, hide_short_help = true)]
+    pub(crate) inference_phase_decode_max_memcpy: Option<u64>,
+    /// Prefill: more launches than this [default: 200]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) inference_phase_prefill_min_launches: Option<u64>,
+    /// Prefill: launch calls that take longer than this on average [default: 500us]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, hide_short_help = true)]
+    pub(crate) inference_phase_prefill_min_avg_kernel: Option<Duration>,
+    /// Mixed: at least this much copied [default: 10MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, hide_short_help = true)]
+    pub(crate) inference_phase_mixed_memcpy: Option<u64>,
+    /// Mixed: from this many launches … [default: 50]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) inference_phase_mixed_launch_low: Option<u64>,
+    /// … to this many [default: 200]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) inference_phase_mixed_launch_high: Option<u64>,
+    /// Decode: this many calls that take device memory or give it back; 0 takes the rule away [default: 1]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) inference_phase_memfrag_decode_min: Option<u32>,
+    /// Tell workloads apart by the sequence of kernels that they launch, too
+    #[arg(long, hide_short_help = true)]
+    pub(crate) inference_fingerprint_key: bool,
+    /// Say with an outlier how old the oldest allocations of its process are
+    #[arg(long, hide_short_help = true)]
+    pub(crate) inference_kvcache_lineage: bool,
+    /// How many of them [default: 5]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) inference_kvcache_top_n: Option<usize>,
+    /// Allocations remembered of a process [default: 8192]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) inference_kvcache_max_per_pid: Option<usize>,
+}
+
+/// Which severity pauses the judgement, if one does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pause(pub(crate) Option<warptrace_model::Severity>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Classifier {
+    Rule,
+    Off,
+}
+
+/// Where what is found goes while it is found.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Telemetry")]
+pub(crate) struct OutgoingArgs {
+    /// Tell outliers on this Unix socket [default: one that `warptrace outliers` finds]
+    #[arg(
+        long,
+        value_name = "PATH",
+        requires = "inference",
+        hide_short_help = true
+    )]
+    pub(crate) outliers: Option<PathBuf>,
+    /// Serve metrics to Prometheus, on this machine only [default of ADDRESS: 127.0.0.1:9464]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:9464", requires = "inference")]
+    pub(crate) prometheus: Option<std::net::SocketAddr>,
+    /// Send metrics and traces to an OpenTelemetry collector [default of URL: by OTEL_EXPORTER_OTLP_ENDPOINT, else this machine]
+    #[arg(long, value_name = "URL", num_args = 0..=1, require_equals = true, default_missing_value = "", requires = "inference")]
+    pub(crate) otlp: Option<String>,
+    /// Names of metrics: OpenTelemetry's, those of ingero, or both for a change-over
+    #[arg(long, value_name = "NAMES", value_parser = parse_names, default_value = "native", hide_short_help = true)]
+    pub(crate) metric_names: warptrace_formats::metrics::Names,
+    /// What this node is called [default: the host's name]
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    pub(crate) node: Option<String>,
+    /// The cluster that it is in
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    pub(crate) cluster: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OutliersArgs {
+    /// Where the recorder tells them [default: the only one that runs with --inference]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// End after so many
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    #[command(flatten)]
+    pub(crate) output: JsonFlag,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// Session: its id, the beginning of it, or its folder [default: the newest]
+    pub(crate) session: Option<String>,
+    #[command(flatten)]
+    pub(crate) rules: InferenceRules,
+    #[command(flatten)]
+    pub(crate) output: JsonFlag,
 }
 
 #[derive(Debug, Args)]
@@ -533,6 +670,20 @@ fn parse_time(text: &str) -> Result<std::time::SystemTime, String> {
 fn parse_severity(text: &str) -> Result<warptrace_model::Severity, String> {
     warptrace_model::Severity::by_name(text)
         .ok_or_else(|| "one of low, medium, high, critical".into())
+}
+
+fn parse_pause(text: &str) -> Result<Pause, String> {
+    match text {
+        "off" => Ok(Pause(None)),
+        text => warptrace_model::Severity::by_name(text)
+            .map(|severity| Pause(Some(severity)))
+            .ok_or_else(|| "one of low, medium, high, critical, off".into()),
+    }
+}
+
+fn parse_names(text: &str) -> Result<warptrace_formats::metrics::Names, String> {
+    warptrace_formats::metrics::Names::by_name(text)
+        .ok_or_else(|| "one of native, ingero, both".into())
 }
 
 fn parse_points(text: &str) -> Result<usize, String> {

@@ -196,6 +196,7 @@ impl Run<'_> {
             rules,
             annotate: false,
             paused: false,
+            inference: None,
         };
         let bar = progress(talk, length);
         let mut injecting = None;

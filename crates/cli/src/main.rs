@@ -7,6 +7,7 @@ mod demo;
 mod explain;
 mod export;
 mod guest;
+mod inference;
 mod ingest;
 mod launch;
 mod memory;
@@ -51,6 +52,8 @@ fn main() -> ExitCode {
         Command::Query(args) => query::run(global, &args),
         Command::Annotate(args) => annotate::run(&args),
         Command::Resume(args) => resume::run(&args),
+        Command::Outliers(args) => inference::outliers(global, &args),
+        Command::Replay(args) => inference::replay(global, &args),
         Command::Sessions(args) => sessions::run(global, &args),
         Command::Runlog(command) => runlog::run(global, &command),
         Command::Ingest(args) => ingest::run(global, &args),

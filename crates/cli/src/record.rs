@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use warptrace_agent::{
-    AnnotationReceiver, AnnotationSocket, Capture, CaptureSocket, Config, Finished, Recording,
-    SocketOptions,
+    AnnotationReceiver, AnnotationSocket, Capture, CaptureSocket, Config, Finished, Outgoing,
+    Recording, SocketOptions,
 };
 use warptrace_api::{Explain, ExplainQuestion};
 use warptrace_capture::clock;
@@ -18,17 +18,17 @@ use warptrace_capture::ebpf::{self, Ebpf};
 use warptrace_capture::pollers::GpuPoller;
 use warptrace_capture::preload::{Preload, PreloadOptions};
 use warptrace_capture::symbols::Symbols;
-use warptrace_engine::Rules;
+use warptrace_engine::{InferenceSettings, Rules};
 use warptrace_formats::annotation::{
     CAPTURE_SOCKET_VARIABLE, SOCKET_VARIABLE, capture_socket_beside,
 };
 use warptrace_model::{Event, Gap};
 use warptrace_tui::{Action, Tui};
 
-use crate::args::{Global, RecordArgs, TraceArgs, TraceJson};
+use crate::args::{Global, InferenceArgs, OutgoingArgs, RecordArgs, TraceArgs, TraceJson};
 use crate::launch::{self, Job, Program};
 use crate::signals::Signals;
-use crate::{explain, guest, output, sessions};
+use crate::{explain, guest, inference, output, sessions};
 
 /// How often a waiting command looks at its child and its signals.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -52,6 +52,7 @@ pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
         rules: Rules::default(),
         annotate: args.annotate,
         paused: args.paused,
+        inference: Some((&args.inference, &args.outgoing)),
     };
     let mut ended = Outcome::default();
     let session = with_preload(global, &job, &signals, &mut |_| {}, &mut ended)?;
@@ -77,6 +78,7 @@ pub(crate) fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         rules: Rules::default(),
         annotate: args.annotate,
         paused: false,
+        inference: Some((&args.inference, &args.outgoing)),
     };
     let view = Trace {
         ring_size: args.ring_size,
@@ -107,6 +109,29 @@ pub(crate) struct Watched<'a> {
     pub(crate) annotate: bool,
     /// Whether nothing is recorded until it asks for it.
     pub(crate) paused: bool,
+    /// Whether it is an inference server, and where what is found goes.
+    pub(crate) inference: Option<(&'a InferenceArgs, &'a OutgoingArgs)>,
+}
+
+impl Watched<'_> {
+    /// Checked, and ready, before the command begins.
+    fn followed(&self, data: &Path) -> anyhow::Result<Followed> {
+        match self.inference {
+            Some((inference, outgoing)) => followed(inference, outgoing, data),
+            None => Ok((None, None)),
+        }
+    }
+}
+
+type Followed = (Option<InferenceSettings>, Option<Outgoing>);
+
+fn followed(
+    inference: &InferenceArgs,
+    outgoing: &OutgoingArgs,
+    data: &Path,
+) -> anyhow::Result<Followed> {
+    let settings = inference::settings(inference)?;
+    Ok((settings, inference::outgoing(inference, outgoing, data)?))
 }
 
 /// What `trace` shows while it runs.
@@ -170,6 +195,7 @@ pub(crate) fn with_preload(
             .map(|(name, value)| (OsString::from(name), value)),
     );
     let gpu = gpu_poller(job.gpu_library.as_deref());
+    let (inference, outgoing) = job.followed(&dirs.path)?;
     let annotations = match job.annotate {
         true => Some(annotation_socket(&dirs.path, &mut env)?),
         false => None,
@@ -188,6 +214,8 @@ pub(crate) fn with_preload(
     // Preload takes no stacks.
     let config = Config {
         annotations,
+        inference,
+        outgoing,
         ..config(gpu, job, running.pid())
     };
     let recording = match Recording::start(config, vec![Box::new(source)], writer) {
@@ -214,6 +242,7 @@ pub(crate) fn with_ebpf(
 ) -> anyhow::Result<Recorded> {
     let dirs = sessions::data_dir(global)?;
     let mut env = job.env.clone();
+    let (inference, outgoing) = job.followed(&dirs.path)?;
     let annotations = match job.annotate {
         true => Some(annotation_socket(&dirs.path, &mut env)?),
         false => None,
@@ -236,6 +265,8 @@ pub(crate) fn with_ebpf(
             tap,
             symbols: Some(symbolizer()),
             annotations,
+            inference,
+            outgoing,
             ..config(gpu, job, running.pid())
         };
         let recording = Recording::start(config, vec![Box::new(source)], writer)?;
@@ -291,6 +322,7 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         }
     }
     let dirs = sessions::data_dir(global)?;
+    let (inference, outgoing) = followed(&args.inference, &args.outgoing, &dirs.path)?;
     let signals = Signals::catch()?;
     let pids = (!args.pid.is_empty()).then(|| args.pid.clone());
     let options = ebpf::Options {
@@ -338,6 +370,8 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         gaps,
         symbols: Some(symbolizer()),
         annotations,
+        inference,
+        outgoing,
     };
     let recording = Recording::start(config, vec![Box::new(source)], writer)?;
     let mut screen = Screen::start(args.json, events, folder.clone());
@@ -443,6 +477,8 @@ fn config((gpu, gaps): (Option<GpuPoller>, Vec<Gap>), job: &Watched<'_>, pid: u3
         gaps,
         symbols: None,
         annotations: None,
+        inference: None,
+        outgoing: None,
     }
 }
 

@@ -30,4 +30,4 @@ mod lines;
 #[cfg(any(feature = "memory", feature = "span-record"))]
 pub mod open_json;
 #[cfg(any(feature = "outlier-stream", feature = "run-log"))]
-mod utc;
+pub mod utc;

@@ -13,7 +13,7 @@
 
 mod counts;
 mod peers;
-mod place;
+pub(crate) mod place;
 mod queue;
 mod server;
 mod switch;

@@ -62,7 +62,7 @@ pub enum SocketError {
 
 /// Who may reach a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Open {
+pub(crate) enum Open {
     /// Every user of the machine.
     ToAll,
     /// Our user only.
@@ -87,9 +87,9 @@ impl Open {
 
 /// A place that is taken; dropping it removes our socket, and the folders that we made for it.
 #[derive(Debug)]
-pub(super) struct Bound {
-    pub(super) listener: UnixListener,
-    pub(super) path: PathBuf,
+pub(crate) struct Bound {
+    pub(crate) listener: UnixListener,
+    pub(crate) path: PathBuf,
     /// Device and inode of the socket.
     identity: (u64, u64),
     /// The deepest first.
@@ -101,7 +101,7 @@ pub(super) struct Bound {
 impl Bound {
     /// Takes `path`; with `in_turn`, when no other recorder is just starting in that folder, and none will be until
     /// [`Bound::end_turn`].
-    pub(super) fn new(path: &Path, open: Open, in_turn: bool) -> Result<Bound, SocketError> {
+    pub(crate) fn new(path: &Path, open: Open, in_turn: bool) -> Result<Bound, SocketError> {
         UnixAddr::new(path).map_err(|_| SocketError::PathTooLong(path.to_owned()))?;
         let folder = path.parent().ok_or(SocketError::NoPlace)?;
         let made = make(folder, open)?;
@@ -126,7 +126,7 @@ impl Bound {
 
 impl Bound {
     /// Lets other recorders of the folder start.
-    pub(super) fn end_turn(&mut self) {
+    pub(crate) fn end_turn(&mut self) {
         self.turn = None;
     }
 }

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use warptrace_model::Severity;
 use warptrace_model::inference::OutlierBucket;
+use warptrace_model::{BootNanos, ClockAnchor, Severity};
 
 use super::phase::PhaseRules;
 use super::sketch::MAX_HALF_LIFE;
@@ -149,6 +149,13 @@ impl fmt::Display for SettingsError {
 impl std::error::Error for SettingsError {}
 
 impl InferenceSettings {
+    /// For a recording whose first anchor this is.
+    #[must_use]
+    pub fn with_clock(mut self, first: ClockAnchor) -> InferenceSettings {
+        self.unix_of_boot_nanos = first.unix(BootNanos(0)).0;
+        self
+    }
+
     /// # Errors
     /// The first field whose value is out of its range.
     pub fn validate(&self) -> Result<(), SettingsError> {

@@ -1,0 +1,217 @@
+//! What goes out while a recording runs: outliers to consumers of a socket, metrics and spans to a collector, metrics for
+//! Prometheus, alerts to people.
+//!
+//! It wires: what is said is the engine's, how it is said `formats`', how it travels `export`'s. Nothing here waits for anybody.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use warptrace_engine::{Engine, InferenceOutput};
+use warptrace_export::alert::{Alerter, Raised, of_finding, of_outlier, of_straggle};
+use warptrace_export::{MetricSender, Scrape, SpanSender};
+use warptrace_formats::metrics::Names;
+use warptrace_formats::otlp::{finding_span, outlier_span};
+use warptrace_formats::outlier_stream::{Message, Node};
+use warptrace_model::metric::{ServerFacts, Snapshot, inference_families};
+use warptrace_model::{BootNanos, ClockAnchor, Finding, FindingId, Object, Pid, SpanContext};
+
+use crate::outliers::OutlierSocket;
+
+/// How often the endpoint for Prometheus has new numbers.
+const PUBLISH_EVERY_NANOS: u64 = 1_000_000_000;
+/// A finding that was not told again for so long is over: its span goes out, which cannot be said twice.
+const FINDING_OVER_NANOS: u64 = 60_000_000_000;
+/// Findings that may not be over; of more the oldest is taken to be.
+const FINDINGS: usize = 256;
+/// How long what waits may take at the end, for each way out.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The ways out, as far as they are wanted.
+#[derive(Default)]
+pub struct Outgoing {
+    /// Who says it, in messages and alerts.
+    pub node: Node,
+    /// Whose metrics they are.
+    pub resource: Object,
+    pub names: Names,
+    pub outliers: Option<OutlierSocket>,
+    pub scrape: Option<Scrape>,
+    /// Metrics to a collector, a snapshot each time this has passed.
+    pub metrics: Option<(MetricSender, Duration)>,
+    pub spans: Option<SpanSender>,
+    pub alerts: Option<Alerter>,
+}
+
+impl std::fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outgoing")
+            .field("node", &self.node)
+            .field("outliers", &self.outliers)
+            .field("scrape", &self.scrape)
+            .finish_non_exhaustive()
+    }
+}
+
+/// [`Outgoing`] at work.
+pub(crate) struct Out {
+    to: Outgoing,
+    began: BootNanos,
+    published: BootNanos,
+    pushed: BootNanos,
+    /// Findings as they were told last, and when.
+    findings: BTreeMap<FindingId, (BootNanos, Finding)>,
+}
+
+impl Out {
+    pub(crate) fn new(to: Outgoing, began: BootNanos) -> Out {
+        if let Some(scrape) = &to.scrape {
+            scrape.set_ready(true);
+        }
+        Out {
+            to,
+            began,
+            published: began,
+            pushed: began,
+            findings: BTreeMap::new(),
+        }
+    }
+
+    /// What the engine concluded since the last time.
+    pub(crate) fn tell(
+        &mut self,
+        inference: &InferenceOutput,
+        findings: &[Finding],
+        now: BootNanos,
+        clock: ClockAnchor,
+    ) {
+        if self.to.spans.is_some() {
+            for finding in findings {
+                let told = (now, finding.clone());
+                self.findings.insert(finding.id, told);
+            }
+            self.end_findings(now, clock);
+        }
+        let to = &self.to;
+        if let Some(socket) = &to.outliers {
+            for outlier in &inference.outliers {
+                socket.tell(&Message::from(to.node.outlier(outlier, clock)));
+            }
+            for degradation in &inference.degradations {
+                socket.tell(&Message::from(to.node.degradation(degradation, clock)));
+            }
+            let straggles = inference.straggles.iter();
+            for message in straggles.filter_map(|s| to.node.straggle(s, clock)) {
+                socket.tell(&Message::from(message));
+            }
+        }
+        if let Some(spans) = &to.spans {
+            for outlier in &inference.outliers {
+                spans.push(outlier_span(outlier, to.names, None, clock));
+            }
+        }
+        if let Some(alerts) = &to.alerts {
+            let (node, cluster) = (&to.node.node_id, &to.node.cluster_id);
+            for finding in findings {
+                alerts.raise(of_finding(finding, "", &clock, node, cluster));
+            }
+            for outlier in &inference.outliers {
+                alerts.raise(of_outlier(outlier, &clock, node, cluster));
+            }
+            for straggle in &inference.straggles {
+                match of_straggle(straggle, &clock, node, cluster) {
+                    Raised::Alert(alert) => alerts.raise(alert),
+                    Raised::Over(key) => alerts.over(&key),
+                }
+            }
+        }
+    }
+
+    /// Spans of the findings that are over at `now`.
+    fn end_findings(&mut self, now: BootNanos, clock: ClockAnchor) {
+        let Some(spans) = &self.to.spans else {
+            return;
+        };
+        loop {
+            let oldest = self.findings.iter().min_by_key(|(_, (told, _))| *told);
+            let Some((&id, (told, _))) = oldest else {
+                return;
+            };
+            if now.since(*told) < FINDING_OVER_NANOS && self.findings.len() <= FINDINGS {
+                return;
+            }
+            if let Some((_, finding)) = self.findings.remove(&id) {
+                // The same finding of the same recording is the same span, wherever it is told.
+                let context = SpanContext {
+                    trace: u128::from(clock.unix(self.began).0) << 64 | u128::from(id.0),
+                    span: id.0.max(1),
+                };
+                spans.push(finding_span(&finding, context, clock));
+            }
+        }
+    }
+
+    /// Metrics, when it is time.
+    pub(crate) fn tick(&mut self, now: BootNanos, engine: &Engine, clock: ClockAnchor) {
+        self.end_findings(now, clock);
+        let publish = self.to.scrape.is_some() && now.since(self.published) >= PUBLISH_EVERY_NANOS;
+        let every = self.to.metrics.as_ref().map(|(_, every)| every.as_nanos());
+        let push = every.is_some_and(|every| u128::from(now.since(self.pushed)) >= every);
+        if !publish && !push {
+            return;
+        }
+        let snapshot = Arc::new(self.snapshot(now, engine, clock));
+        if publish && let Some(scrape) = &self.to.scrape {
+            self.published = now;
+            scrape.publish(Arc::clone(&snapshot));
+        }
+        if push && let Some((sender, _)) = &self.to.metrics {
+            self.pushed = now;
+            sender.offer(snapshot);
+        }
+    }
+
+    fn snapshot(&self, now: BootNanos, engine: &Engine, clock: ClockAnchor) -> Snapshot {
+        let known = |_: Pid| -> Option<ServerFacts> { None };
+        let families = engine.inference().map_or_else(Vec::new, |inference| {
+            inference_families(&inference.state(), &known, clock, self.began, now)
+        });
+        Snapshot {
+            resource: self.to.resource.clone(),
+            families,
+        }
+    }
+
+    /// The last numbers, and what waits.
+    pub(crate) fn finish(mut self, now: BootNanos, engine: &Engine, clock: ClockAnchor) {
+        self.end_findings(now.plus(FINDING_OVER_NANOS), clock);
+        let snapshot = Arc::new(self.snapshot(now, engine, clock));
+        let until = || Instant::now() + PATIENCE;
+        if let Some(scrape) = &self.to.scrape {
+            scrape.publish(Arc::clone(&snapshot));
+            scrape.set_ready(false);
+        }
+        if let Some((sender, _)) = &self.to.metrics {
+            sender.offer(snapshot);
+            if !sender.close(until()) {
+                tracing::warn!(counts = ?sender.counts(), "not all metrics reached the collector");
+            }
+        }
+        if let Some(spans) = &self.to.spans
+            && !spans.close(until())
+        {
+            tracing::warn!(counts = ?spans.counts(), "not all spans reached the collector");
+        }
+        if let Some(alerts) = &self.to.alerts
+            && !alerts.close(until())
+        {
+            tracing::warn!(counts = ?alerts.counts(), "not all alerts were sent");
+        }
+        if let Some(socket) = &self.to.outliers {
+            let counts = socket.counts();
+            if counts.queue_full + counts.unwritable > 0 {
+                tracing::warn!(?counts, "not all outliers were told");
+            }
+        }
+    }
+}
