@@ -10,8 +10,11 @@ fuzz_target!(|line: &[u8]| {
     let decoded = Message::decode(line);
     let syntax = matches!(decoded, Err(BadMessage::Json(_)));
     match serde_json::from_slice::<IgnoredAny>(line) {
-        // What is no object is refused before its end is looked at.
-        Ok(_) => assert!(!syntax, "refused, and is JSON"),
+        // serde_json looks not at the bytes of what it ignores. What is no object is refused before its end is looked at.
+        Ok(_) => assert!(
+            !syntax || std::str::from_utf8(line).is_err(),
+            "refused, and is JSON"
+        ),
         Err(_) if line.iter().filter(|b| matches!(b, b'[' | b'{')).count() > 127 => {}
         Err(e) => assert!(decoded.is_err(), "{e}"),
     }

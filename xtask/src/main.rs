@@ -5,6 +5,8 @@ mod ci;
 mod conformance;
 #[cfg(test)]
 mod docs;
+#[cfg(test)]
+mod metrics_page;
 mod ops;
 mod python;
 mod tidy;

@@ -95,13 +95,11 @@ pub(crate) fn native(family: &Family, dialect: Dialect) -> Written<'_> {
             (Cow::Owned(name), unit)
         }
     };
-    let mut merges = false;
     let points = family.points.iter().map(|point| {
         let mut labels = native_labels(metric.attributes, &point.attributes, dialect);
         if let Some(Value::Bool(true)) = point.attributes.get(OVERFLOW) {
             labels.push((spelt(OVERFLOW, dialect), Label::Bool(true)));
         }
-        merges |= labels.len() < point.attributes.len();
         WrittenPoint {
             labels,
             start: point.start,
@@ -110,17 +108,14 @@ pub(crate) fn native(family: &Family, dialect: Dialect) -> Written<'_> {
             exemplars: &point.exemplars,
         }
     });
-    let points = points.collect();
+    // Alike where attributes were left out, or said of two processes that had one id after the other.
+    let points = merged(points.collect(), metric.instrument != Instrument::Gauge);
     Written {
         name,
         unit,
         meaning: metric.meaning,
         kind: metric.instrument,
-        points: if merges {
-            merged(points, metric.instrument != Instrument::Gauge)
-        } else {
-            points
-        },
+        points,
     }
 }
 

@@ -32,7 +32,7 @@ use warptrace_model::{Int, Object, SpanEvent, SpanRecord, Value, surrogate_half}
 
 pub use self::conclusions::{INGERO_SPAN_ATTRIBUTES, finding_span, outlier_span};
 pub use self::deltas::Deltas;
-pub use self::metrics::{MetricsEncoder, Temporality, latest, split};
+pub use self::metrics::{MetricsEncoder, Temporality, split};
 pub use self::proto::{
     AnyValue, ArrayValue, Buckets, Data, Event, Exemplar, ExemplarValue, ExponentialHistogram,
     ExponentialHistogramDataPoint, ExportMetricsServiceRequest, ExportTracePartialSuccess,

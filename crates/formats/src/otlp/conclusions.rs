@@ -29,7 +29,7 @@ pub fn outlier_span(
     said.insert(attribute::BUCKET.name, outlier.bucket.name());
     let known = metric::INFERENCE_OUTLIER_COUNT.attributes;
     let oldest_millis = outlier.kv_ages_millis.first().copied();
-    let secs = |nanos: u64| Value::Float(nanos as f64 * 1e-9);
+    let secs = |nanos: u64| Value::Float(nanos as f64 / 1e9);
     let int = |n: u64| Value::Int(n.into());
     let mut attributes = Object::new();
     if names.has_native() {
@@ -63,7 +63,7 @@ pub fn outlier_span(
             attributes.insert("warptrace.gpu.clock.least", hertz);
         }
         if let Some(millis) = oldest_millis {
-            let age = Value::Float(millis as f64 * 1e-3);
+            let age = Value::Float(millis as f64 / 1e3);
             attributes.insert("warptrace.inference.kv_cache.oldest_age", age);
         }
     }
@@ -135,7 +135,7 @@ pub fn outlier_span(
 
 /// A finding that is over; `context` is what it is to be, and must be its own.
 pub fn finding_span(finding: &Finding, context: SpanContext, clock: ClockAnchor) -> SpanRecord {
-    let secs = |nanos: u64| Value::Float(nanos as f64 * 1e-9);
+    let secs = |nanos: u64| Value::Float(nanos as f64 / 1e9);
     let mut attributes = Object::new();
     attributes.insert("warptrace.finding.id", finding.id.to_string());
     attributes.insert("warptrace.finding.kind", finding.kind.name());
@@ -183,7 +183,7 @@ pub fn finding_span(finding: &Finding, context: SpanContext, clock: ClockAnchor)
     let cause = finding.cause.name();
     let error = match finding.excess_ns {
         0 => cause.to_owned(),
-        excess => format!("{cause}: {:.3} s longer than usual", excess as f64 * 1e-9),
+        excess => format!("{cause}: {:.3} s longer than usual", excess as f64 / 1e9),
     };
     SpanRecord {
         trace: context.trace,
@@ -207,3 +207,6 @@ fn value(label: Label) -> Value {
         Label::Bool(b) => b.into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,8 +11,8 @@
 //!
 //! Names of ours are in the scope `warptrace`, another tracer's in its own (`ingero`), so that one request can have both.
 
-use warptrace_model::metric::{Explicit, Exponential, Instrument, Number, Snapshot};
-use warptrace_model::{Object, UnixNanos};
+use warptrace_model::Object;
+use warptrace_model::metric::{Explicit, Exponential, Family, Instrument, Number, Snapshot};
 
 use super::proto::{
     AnyValue, Buckets, Data, Exemplar, ExemplarValue, ExponentialHistogram,
@@ -302,7 +302,7 @@ pub fn split(snapshot: &Snapshot, points: usize) -> Vec<Snapshot> {
             }
             let (now, later) = rest.split_at(rest.len().min(left));
             if let Some(part) = parts.last_mut() {
-                part.families.push(warptrace_model::metric::Family {
+                part.families.push(Family {
                     metric: family.metric,
                     points: now.to_vec(),
                 });
@@ -312,10 +312,4 @@ pub fn split(snapshot: &Snapshot, points: usize) -> Vec<Snapshot> {
         }
     }
     parts
-}
-
-/// The latest time of a snapshot's points.
-pub fn latest(snapshot: &Snapshot) -> UnixNanos {
-    let points = snapshot.families.iter().flat_map(|family| &family.points);
-    points.map(|point| point.at).max().unwrap_or_default()
 }

@@ -87,11 +87,9 @@ fn is_harmless(key: &str) -> bool {
 /// # Errors
 /// [`LogLineError`].
 pub fn parse(line: &str) -> Result<Object, LogLineError> {
-    let open = line.find('[').map(|open| {
-        match line.find("[type=") {
-            Some(record) if has_bracket(&line[open + 1..]) => record,
-            _ => open,
-        }
+    let open = line.find('[').map(|open| match line.find("[type=") {
+        Some(record) if has_bracket(&line[open + 1..]) => record,
+        _ => open,
     });
     let close = line.rfind(']');
     let (Some(open), Some(close)) = (open, close) else {
@@ -122,7 +120,10 @@ fn has_bracket(mut text: &str) -> bool {
         if let Some((_, length)) = quoted(text) {
             text = &text[length..];
         }
-        match text.find(['.', '=', '[']).map(|at| (at, text.as_bytes()[at])) {
+        match text
+            .find(['.', '=', '['])
+            .map(|at| (at, text.as_bytes()[at]))
+        {
             Some((_, b'[')) => return true,
             Some((at, b'.')) => text = &text[at + 1..],
             _ => return false,

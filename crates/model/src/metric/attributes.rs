@@ -104,6 +104,7 @@ attributes! {
     COPY_DIRECTION = "warptrace.cuda.copy.direction", Text, ["ingero.memcpy.direction"], ["direction"],
         "`h2h`, `h2d`, `d2h`, `d2d`, `default` or `unknown`";
     STREAM = "warptrace.cuda.stream", Handle, ["ingero.infer.stream_handle"], ["stream_handle"], "handle of the stream";
+    DEVICE = "warptrace.cuda.device", Int, [], [], "ordinal of the device in the process";
     IOCTL_COMMAND = "warptrace.driver.command", Command, [], ["cmd"], "command of the call to the driver";
 
     NCCL_OPERATION = "warptrace.nccl.operation", Text, ["nccl.op_type"], ["op_type"], "the collective: `AllReduce`, …";

@@ -1,5 +1,7 @@
 //! Metrics of inference: of the engine that watches from outside, and of what servers say of themselves.
 
+use std::collections::HashMap;
+
 use super::{Explicit, Family, Metric, Number, Point, attribute, metric};
 use crate::inference::{
     BoundedHistogram, InferenceState, OutlierBucket, Phase, SamplerState, WorkloadKey,
@@ -32,10 +34,10 @@ pub fn inference_families(
         at,
         families: Vec::new(),
     };
-    let warmed = || state.workloads.iter().filter(|workload| workload.warmed);
+    let workloads = current(&state.workloads);
     let of = |workload: &WorkloadState| workload_attributes(&workload.key, server);
 
-    for workload in warmed() {
+    for workload in workloads.iter().filter(|workload| workload.warmed) {
         // A workload that comes back after it was forgotten counts from its own first step on.
         let since = clock.unix(workload.since);
         let mut durations = |metric, histogram| {
@@ -51,7 +53,7 @@ pub fn inference_families(
             (&metric::INFERENCE_BASELINE_MEAN, workload.mean_nanos),
             (&metric::INFERENCE_BASELINE_P95, workload.p95_nanos),
         ] {
-            to.push(metric, of(workload), Number::Double(nanos as f64 * 1e-9));
+            to.push(metric, of(workload), Number::Double(nanos as f64 / 1e9));
         }
     }
     for (metric, all, each) in [
@@ -68,7 +70,7 @@ pub fn inference_families(
     ] {
         for (i, bucket) in OutlierBucket::ALL.into_iter().enumerate() {
             let mut forgotten = all[i];
-            for workload in &state.workloads {
+            for workload in &workloads {
                 let outliers = each(workload)[i];
                 forgotten = forgotten.saturating_sub(outliers);
                 if outliers > 0 {
@@ -112,7 +114,7 @@ pub fn inference_families(
         let ages = secs(
             &state.kv_ages,
             &metric::INFERENCE_KV_CACHE_ALLOCATION_AGE,
-            1e-3,
+            1e3,
         );
         let metric = &metric::INFERENCE_KV_CACHE_ALLOCATION_AGE;
         to.push(metric, Object::new(), Number::Explicit(ages));
@@ -144,6 +146,25 @@ pub fn inference_families(
         to.push(metric, Object::new(), count(n));
     }
     to.families
+}
+
+/// Of workloads that differ in nothing that is exported, since one process had the id of another, the one that was seen last.
+fn current(workloads: &[WorkloadState]) -> Vec<&WorkloadState> {
+    let mut places: HashMap<WorkloadKey, usize> = HashMap::new();
+    let mut kept: Vec<&WorkloadState> = Vec::with_capacity(workloads.len());
+    for workload in workloads {
+        let mut key = workload.key;
+        key.process.start_ticks = 0;
+        match places.get(&key) {
+            Some(at) if kept[*at].seen < workload.seen => kept[*at] = workload,
+            Some(_) => {}
+            None => {
+                places.insert(key, kept.len());
+                kept.push(workload);
+            }
+        }
+    }
+    kept
 }
 
 /// What a server says of itself: `started` is since when it counts, as well as that is known, `pid` its process.
@@ -197,6 +218,9 @@ pub fn workload_attributes(
     let mut attributes = Object::new();
     attributes.insert(attribute::CGROUP.name, cgroup.unwrap_or_default());
     attributes.insert(attribute::PID.name, i64::from(key.process.pid.0));
+    if let Some(device) = key.device {
+        attributes.insert(attribute::DEVICE.name, i64::from(device.0));
+    }
     attributes.insert(attribute::STREAM.name, crate::Int::from(key.stream.0));
     attributes.insert(attribute::PHASE.name, key.phase.map_or("", Phase::name));
     if key.fingerprint != 0 {
@@ -264,16 +288,16 @@ fn count(n: u64) -> Number {
 }
 
 fn step_secs<const N: usize>(histogram: &BoundedHistogram<N>) -> Explicit {
-    secs(histogram, &metric::INFERENCE_STEP_DURATION, 1e-9)
+    secs(histogram, &metric::INFERENCE_STEP_DURATION, 1e9)
 }
 
 /// In the metric's bounds, which are those of the counts in seconds.
 fn secs<const N: usize>(
     histogram: &BoundedHistogram<N>,
     metric: &Metric,
-    unit_secs: f64,
+    per_sec: f64,
 ) -> Explicit {
-    let sum = histogram.sum as f64 * unit_secs;
+    let sum = histogram.sum as f64 / per_sec;
     let counts = histogram.counts.to_vec();
     Explicit::from_counts(metric.bounds, counts, sum, None)
         .unwrap_or_else(|| Explicit::new(metric.bounds))
@@ -394,6 +418,26 @@ mod tests {
             (sum(&both), sum(&one), sum(&families(&state(vec![])))),
             (9, 9, 9)
         );
+    }
+
+    #[test]
+    fn of_two_processes_that_had_one_id_the_later_one_is_told_and_sums_have_both() {
+        let mut earlier = workload(1, [0, 1, 3]);
+        earlier.key.process.start_ticks = 0;
+        earlier.seen = BootNanos(1_900);
+        earlier.p95_nanos = 7;
+        let families = families(&state(vec![earlier, workload(1, [0, 1, 4])]));
+        let p95 = points(&families, &metric::INFERENCE_BASELINE_P95);
+        assert_eq!((p95.len(), &p95[0].value), (1, &Number::Double(0.021)));
+        let counts = points(&families, &metric::INFERENCE_OUTLIER_COUNT);
+        let sum: i64 = counts
+            .iter()
+            .map(|point| match point.value {
+                Number::Int(n) => n,
+                _ => 0,
+            })
+            .sum();
+        assert_eq!(sum, 9);
     }
 
     #[test]

@@ -274,10 +274,20 @@ const GRID_BLOCKS: &[f64] = &[
     1_048_576.0,
 ];
 
-/// What a workload of an inference server is told apart by.
+/// What a workload of an inference server is told apart by, elsewhere and here.
+const WORKLOAD_ELSEWHERE: Attributes = &[
+    &CGROUP,
+    &PID,
+    &STREAM,
+    &PHASE,
+    &FINGERPRINT,
+    &GEN_AI_REQUEST_MODEL,
+    &GEN_AI_SYSTEM,
+];
 const WORKLOAD: Attributes = &[
     &CGROUP,
     &PID,
+    &DEVICE,
     &STREAM,
     &PHASE,
     &FINGERPRINT,
@@ -288,6 +298,7 @@ const OUTLIER: Attributes = &[
     &BUCKET,
     &CGROUP,
     &PID,
+    &DEVICE,
     &STREAM,
     &PHASE,
     &FINGERPRINT,
@@ -338,7 +349,7 @@ metrics! {
     INFERENCE_HEALTHY_STEP_DURATION = histogram("warptrace.inference.healthy_step.duration", "s", STEP_SECS,
         "Steps that a workload's baseline is made of: no outliers").by(WORKLOAD)
         .ingero(&[Ingero::histogram("ingero.infer.step_duration_ns", "ns", 1e9, STEP_NANOS)
-            .prometheus("ingero_infer_step_duration_ns").by(WORKLOAD)]);
+            .prometheus("ingero_infer_step_duration_ns").by(WORKLOAD_ELSEWHERE)]);
     INFERENCE_STEP_PAUSED = counter("warptrace.inference.step.paused", "{step}",
         "Steps that were not judged, since a finding of their process explains them").by(WORKLOAD);
     INFERENCE_STEP_LEFT_OUT = counter("warptrace.inference.step.left_out", "{step}",
@@ -349,11 +360,11 @@ metrics! {
     INFERENCE_BASELINE_MEAN = gauge("warptrace.inference.baseline.mean", "s",
         "Mean of a workload's healthy steps").by(WORKLOAD)
         .ingero(&[Ingero::double("ingero.infer.baseline_mean_ns", "ns").derived(Derived::Times(1e9))
-            .prometheus("ingero_infer_baseline_mean_ns").by(WORKLOAD)]);
+            .prometheus("ingero_infer_baseline_mean_ns").by(WORKLOAD_ELSEWHERE)]);
     INFERENCE_BASELINE_P95 = gauge("warptrace.inference.baseline.p95", "s",
         "95th percentile of a workload's healthy steps").by(WORKLOAD)
         .ingero(&[Ingero::double("ingero.infer.baseline_p95_ns", "ns").derived(Derived::Times(1e9))
-            .prometheus("ingero_infer_baseline_p95_ns").by(WORKLOAD)]);
+            .prometheus("ingero_infer_baseline_p95_ns").by(WORKLOAD_ELSEWHERE)]);
     INFERENCE_WORKLOADS = level("warptrace.inference.workloads", "{workload}",
         "Workloads that have a baseline or are getting one")
         .ingero(&[Ingero::int("ingero.infer.workloads_tracked", "1").prometheus("ingero_infer_workloads_tracked")]);
