@@ -22,7 +22,7 @@ pub use self::alerter::{AlertCounts, Alerter, ReceiverCounts};
 pub use self::book::{Action, Book, Notice, Rules};
 pub use self::config::{AlertConfig, AlertConfigError, Receiver, ReceiverKind, Secret};
 pub use self::outbox::{Delivery, Outbox, OutboxCounts, Outcome, Step};
-pub use self::source::{Raised, of_finding, of_outlier, of_straggle};
+pub use self::source::{Raised, of_finding, of_outlier, of_shift, of_straggle};
 pub use self::template::{Template, TemplateError};
 
 /// Longest of an alert's texts, bytes; a longer one is cut.

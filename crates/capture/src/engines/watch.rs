@@ -22,8 +22,10 @@ use crate::proc;
 
 /// Processes that a scan looks at.
 const MAX_PROCESSES: usize = 65_536;
-/// Reports that wait to be taken.
+/// Reports that wait to be taken; their bodies are together at most as large as one may be.
 const QUEUE: usize = 64;
+/// An engine that lets its time run out is asked half as often each time, down to this, so that it costs the others nothing.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// What to look for, and how often.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +91,15 @@ pub enum Report {
     },
 }
 
+impl Report {
+    fn body_bytes(&self) -> u64 {
+        match self {
+            Report::Scraped { body, .. } => body.len() as u64,
+            _ => 0,
+        }
+    }
+}
+
 /// What the thread did so far.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Counts {
@@ -97,7 +108,7 @@ pub struct Counts {
     pub scraped: u64,
     /// Questions that had none, by [`Unreachable::name`], sorted.
     pub failed: Vec<(&'static str, u64)>,
-    /// Reports that nobody took in time.
+    /// Reports that nobody took in time, or that had no room.
     pub dropped: u64,
     /// Engines beyond the limit, once a scan.
     pub left_out: u64,
@@ -116,6 +127,8 @@ pub struct EngineWatch {
 #[derive(Debug)]
 struct Shared {
     tracker: Mutex<Tracker>,
+    /// Bytes of the bodies that wait.
+    waiting_bytes: AtomicU64,
     scans: AtomicU64,
     scraped: AtomicU64,
     dropped: AtomicU64,
@@ -140,6 +153,7 @@ impl EngineWatch {
         let (stop, stopped) = sync_channel(0);
         let shared = Arc::new(Shared {
             tracker: Mutex::new(Tracker::new(settings.engines)),
+            waiting_bytes: AtomicU64::new(0),
             scans: AtomicU64::new(0),
             scraped: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -151,6 +165,7 @@ impl EngineWatch {
             shared: Arc::clone(&shared),
             to,
             unreachable: HashMap::new(),
+            slow: HashMap::new(),
         };
         let thread = std::thread::Builder::new().name("wt-engines".to_owned());
         let thread = thread.spawn(move || worker.run(&stopped))?;
@@ -164,12 +179,21 @@ impl EngineWatch {
 
     /// What was reported since the last call; returns at once.
     pub fn poll(&self) -> Vec<Report> {
-        self.reports.try_iter().collect()
+        self.reports.try_iter().map(|r| self.took(r)).collect()
     }
 
     /// The next report, when one comes within `timeout`.
     pub fn next(&self, timeout: Duration) -> Option<Report> {
-        self.reports.recv_timeout(timeout).ok()
+        let report = self.reports.recv_timeout(timeout).ok()?;
+        Some(self.took(report))
+    }
+
+    fn took(&self, report: Report) -> Report {
+        let bytes = report.body_bytes();
+        self.shared
+            .waiting_bytes
+            .fetch_sub(bytes, Ordering::Relaxed);
+        report
     }
 
     /// The engine that a process is or is part of, as of the last scan: what calls CUDA is mostly a child of the engine's first
@@ -226,6 +250,8 @@ struct Worker {
     to: SyncSender<Report>,
     /// What was last said of each engine that could not be reached.
     unreachable: HashMap<Incarnation, Unreachable>,
+    /// How often in a row an engine let its time run out, and when it is asked again.
+    slow: HashMap<Incarnation, (u32, Instant)>,
 }
 
 impl Worker {
@@ -273,6 +299,7 @@ impl Worker {
                 Change::Found(engine) | Change::Changed(engine) => {
                     is_new = true;
                     self.unreachable.remove(&engine.incarnation);
+                    self.slow.remove(&engine.incarnation);
                     tracing::info!(
                         engine = engine.command.engine.name(),
                         pid = engine.incarnation.pid.0,
@@ -282,6 +309,7 @@ impl Worker {
                 }
                 Change::Gone(incarnation) => {
                     self.unreachable.remove(&incarnation);
+                    self.slow.remove(&incarnation);
                     self.report(Report::Gone(incarnation));
                 }
             }
@@ -312,14 +340,26 @@ impl Worker {
                 all_there = false;
                 continue;
             }
+            let slow = self.slow.get(&engine.incarnation).copied();
+            if slow.is_some_and(|(_, again)| Instant::now() < again) {
+                continue;
+            }
             let at = boot_now();
             match self.ask(&engine, own, &mut asked) {
                 Ok(body) => {
                     self.unreachable.remove(&engine.incarnation);
+                    self.slow.remove(&engine.incarnation);
                     self.shared.scraped.fetch_add(1, Ordering::Relaxed);
                     self.report(Report::Scraped { engine, at, body });
                 }
-                Err(why) => self.failed(engine, why),
+                Err(why) => {
+                    if let Unreachable::TimedOut(_) = why {
+                        let times = slow.map_or(1, |(times, _)| times.saturating_add(1));
+                        let again = Instant::now() + pause(self.settings.interval, times);
+                        self.slow.insert(engine.incarnation, (times, again));
+                    }
+                    self.failed(engine, why);
+                }
             }
         }
         all_there
@@ -378,10 +418,24 @@ impl Worker {
     }
 
     fn report(&self, report: Report) {
-        if let Err(TrySendError::Full(_)) = self.to.try_send(report) {
+        let (bytes, waiting) = (report.body_bytes(), &self.shared.waiting_bytes);
+        let most = self.settings.body_bytes.max(1 << 20);
+        // Only this thread adds.
+        let has_room = bytes == 0 || waiting.load(Ordering::Relaxed) + bytes <= most;
+        waiting.fetch_add(bytes, Ordering::Relaxed);
+        if !has_room || matches!(self.to.try_send(report), Err(TrySendError::Full(_))) {
+            waiting.fetch_sub(bytes, Ordering::Relaxed);
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// Until an engine is asked again that let its time run out so many times in a row.
+fn pause(interval: Duration, times: u32) -> Duration {
+    let doubled = 1_u32.checked_shl(times).unwrap_or(u32::MAX);
+    interval
+        .saturating_mul(doubled)
+        .min(LONGEST_PAUSE.max(interval))
 }
 
 /// The processes of a scan. Kernel threads and processes that end meanwhile have no arguments, and are seen as parents only.

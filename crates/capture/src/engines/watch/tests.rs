@@ -259,6 +259,36 @@ fn metrics_that_are_switched_off_are_said_to_be() {
 }
 
 #[test]
+fn an_engine_that_lets_its_time_run_out_is_asked_half_as_often_each_time() {
+    let interval = Duration::from_secs(10);
+    let pauses: Vec<u64> = (1..7).map(|n| pause(interval, n).as_secs()).collect();
+    assert_eq!(pauses, [20, 40, 80, 160, 300, 300]);
+    assert_eq!(pause(interval, u32::MAX), LONGEST_PAUSE);
+    let hour = Duration::from_secs(3600);
+    assert_eq!(pause(hour, 1), hour);
+}
+
+#[test]
+fn large_answers_wait_one_at_a_time() {
+    let large = "x".repeat(900_000);
+    let process = engine(serve(move |_| ok(&large)));
+    let mut watch = EngineWatch::start(Settings {
+        interval: Duration::from_millis(100),
+        body_bytes: 1 << 20,
+        ..settings(&[process.pid()])
+    })
+    .unwrap();
+    let deadline = Instant::now() + LONG;
+    while watch.counts().dropped == 0 && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    watch.stop();
+    let large = watch.poll().into_iter().filter_map(body).count();
+    assert_eq!(large, 1);
+    assert_eq!(watch.shared.waiting_bytes.load(Ordering::Relaxed), 0);
+}
+
+#[test]
 fn reports_that_nobody_takes_are_dropped_and_counted() {
     let process = engine(serve(|_| ok("x 1\n")));
     let mut watch = EngineWatch::start(Settings {
