@@ -4,7 +4,7 @@
 //! 2,000 of each of 200, unless said). CPU time of the one thread that runs it. The events: a decode of 60 launches, two
 //! copies and a wait for the stream, every tenth a prefill of 240 launches that waits for an event, every thousandth five times
 //! as long; the feeding thread sleeps on a socket before each prefill. Times are given for [`Inference`] alone on events in
-//! order, for the engine without and with it, and for the sampler alone; and how much memory the tables took.
+//! order, for the engine without and with it, and for the sampler alone.
 
 use anyhow::{Context as _, ensure};
 use nix::time::{ClockId, clock_gettime};
@@ -29,9 +29,9 @@ fn main() -> anyhow::Result<()> {
         [steps, ref servers @ ..] => servers.iter().map(|s| (steps, *s)).collect(),
     };
     println!(
-        "| servers | events | inference alone | engine | engine with it | sampler | outliers | memory |"
+        "| servers | events | inference alone | engine | engine with it | sampler | outliers |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|");
     for (steps, servers) in runs {
         run(steps, servers)?;
     }
@@ -42,14 +42,12 @@ fn run(steps: u64, servers: u64) -> anyhow::Result<()> {
     let events = events(steps, servers)?;
     let per_event = |nanos: u64| nanos as f64 / events.len() as f64;
 
-    let before = resident_kib()?;
     let mut alone = Inference::new(InferenceSettings::default())?;
     let began = cpu_nanos()?;
     for e in &events {
         alone.take(e.end().unwrap_or_default(), e);
     }
     let inference = per_event(cpu_nanos()? - began);
-    let memory = resident_kib()?.saturating_sub(before);
     let outliers = alone.drain().outliers.len();
     ensure!(outliers > 0, "no outlier was found");
 
@@ -68,7 +66,7 @@ fn run(steps: u64, servers: u64) -> anyhow::Result<()> {
         &events,
     )?;
     println!(
-        "| {servers} | {} | {inference:.0} ns | {:.0} ns | {:.0} ns, {:.2} × | {sampler:.1} ns | {outliers} | {memory} KiB |",
+        "| {servers} | {} | {inference:.0} ns | {:.0} ns | {:.0} ns, {:.2} × | {sampler:.1} ns | {outliers} |",
         events.len(),
         per_event(without),
         per_event(with),
@@ -171,14 +169,4 @@ fn events(steps: u64, servers: u64) -> anyhow::Result<Vec<Event>> {
 fn cpu_nanos() -> anyhow::Result<u64> {
     let t = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
     Ok(t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
-}
-
-fn resident_kib() -> anyhow::Result<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm")?;
-    let pages: u64 = statm
-        .split_whitespace()
-        .nth(1)
-        .context("statm has two fields")?
-        .parse()?;
-    Ok(pages * 4)
 }
