@@ -23,6 +23,7 @@ use warptrace_formats::openmetrics::{Format, encode};
 use warptrace_model::metric::Snapshot;
 
 use self::http::{Answer, Request, Timed};
+use crate::otlp::{Ignored, Variables};
 
 /// Connections at once; one more is answered with 503.
 const CONNECTIONS: usize = 16;
@@ -69,6 +70,27 @@ impl ScrapeConfig {
             tls: None,
             names: Names::Native,
         }
+    }
+
+    /// By `OTEL_EXPORTER_PROMETHEUS_HOST` (an address, or `localhost`) and `OTEL_EXPORTER_PROMETHEUS_PORT`, and which of them were
+    /// ignored.
+    pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> (ScrapeConfig, Vec<Ignored>) {
+        let variables = Variables::new(lookup);
+        let mut config = ScrapeConfig::loopback();
+        let host = variables.get("OTEL_EXPORTER_PROMETHEUS_HOST");
+        let host = host.and_then(|said| {
+            said.read("an address, or localhost", |text| match text {
+                "localhost" => Some(config.address.ip()),
+                text => text.trim_matches(['[', ']']).parse().ok(),
+            })
+        });
+        let port = variables.get("OTEL_EXPORTER_PROMETHEUS_PORT");
+        let port = port.and_then(|said| said.read("a port", |text| text.parse().ok()));
+        config.address = SocketAddr::new(
+            host.unwrap_or(config.address.ip()),
+            port.unwrap_or(config.address.port()),
+        );
+        (config, variables.ignored())
     }
 }
 

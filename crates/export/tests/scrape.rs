@@ -182,6 +182,26 @@ fn beyond_loopback_it_starts_with_tls_and_a_token_alone() {
 }
 
 #[test]
+fn the_variables_say_where_it_listens() {
+    let from = |host: &'static str, port: &'static str| {
+        let (config, ignored) = ScrapeConfig::from_env(|name| match name {
+            "OTEL_EXPORTER_PROMETHEUS_HOST" => Some(host.to_owned()),
+            "OTEL_EXPORTER_PROMETHEUS_PORT" => Some(port.to_owned()),
+            _ => None,
+        });
+        (config.address.to_string(), ignored.len())
+    };
+    assert_eq!(from("", ""), ("127.0.0.1:9464".to_owned(), 0));
+    assert_eq!(from("localhost", "9000"), ("127.0.0.1:9000".to_owned(), 0));
+    assert_eq!(from("::1", ""), ("[::1]:9464".to_owned(), 0));
+    assert_eq!(from("0.0.0.0", "0"), ("0.0.0.0:0".to_owned(), 0));
+    assert_eq!(
+        from("example.org", "65536"),
+        ("127.0.0.1:9464".to_owned(), 2)
+    );
+}
+
+#[test]
 fn a_port_that_is_taken_and_a_missing_file_are_errors_that_name_them() {
     let first = Scrape::start(&config()).unwrap();
     let again = ScrapeConfig {
