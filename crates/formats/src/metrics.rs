@@ -51,7 +51,15 @@ impl Names {
 /// What names and attributes are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialect {
+    #[cfg_attr(
+        not(feature = "otlp"),
+        allow(dead_code, reason = "its encoder is not built")
+    )]
     Otlp,
+    #[cfg_attr(
+        not(feature = "openmetrics"),
+        allow(dead_code, reason = "its encoder is not built")
+    )]
     Prometheus,
 }
 

@@ -16,7 +16,9 @@ mod table;
 
 pub use self::attributes::{Attribute, Form, attribute};
 pub use self::histogram::{Explicit, Exponential};
-pub use self::inference::{ServerFacts, inference_families, serving_families, workload_attributes};
+pub use self::inference::{
+    ServerFacts, add_outlier_exemplars, inference_families, serving_families, workload_attributes,
+};
 pub use self::meter::{Meter, Refused, SERIES_LIMIT};
 pub use self::names::prometheus_name;
 pub use self::point::{Exemplar, Family, Number, Point, Snapshot};

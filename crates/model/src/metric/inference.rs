@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::{Explicit, Family, Metric, Number, Point, attribute, metric};
+use super::{Exemplar, Explicit, Family, Metric, Number, Point, attribute, metric};
 use crate::inference::{
-    BoundedHistogram, InferenceState, OutlierBucket, Phase, SamplerState, WorkloadKey,
+    BoundedHistogram, InferenceState, Outlier, OutlierBucket, Phase, SamplerState, WorkloadKey,
     WorkloadState,
 };
 use crate::serving::{Engine, ServingReading, ServingValue};
@@ -146,6 +146,39 @@ pub fn inference_families(
         to.push(metric, Object::new(), count(n));
     }
     to.families
+}
+
+/// Puts outliers, those since the snapshot before, beside their workloads' steps as exemplars: how long the step took, the span that it
+/// is exported as, and its event id. Of a workload's the last 16 are kept.
+///
+/// `server` is as in [`inference_families`], which made `families`. Cost: a walk over the workloads for each outlier.
+pub fn add_outlier_exemplars(
+    families: &mut [Family],
+    outliers: &[Outlier],
+    server: &dyn Fn(Pid) -> Option<ServerFacts>,
+    clock: ClockAnchor,
+) {
+    const KEPT: usize = 16;
+    let steps = &metric::INFERENCE_STEP_DURATION;
+    let Some(family) = families.iter_mut().find(|family| family.metric == steps) else {
+        return;
+    };
+    for outlier in outliers {
+        let attributes = workload_attributes(&outlier.key, server);
+        let mut points = family.points.iter_mut();
+        let Some(point) = points.find(|point| point.attributes == attributes) else {
+            continue;
+        };
+        if point.exemplars.len() == KEPT {
+            point.exemplars.remove(0);
+        }
+        point.exemplars.push(Exemplar {
+            value: outlier.step_nanos as f64 / 1e9,
+            at: clock.unix(outlier.at),
+            context: Some((outlier.span.trace, outlier.span.span)),
+            attributes: one(&attribute::EVENT_ID, &outlier.id.to_string()),
+        });
+    }
 }
 
 /// Of workloads that differ in nothing that is exported, since one process had the id of another, the one that was seen last.
@@ -307,11 +340,12 @@ fn secs<const N: usize>(
 mod tests {
     use super::*;
     use crate::inference::{
-        CgroupHash, KV_AGE_BOUNDS_MILLIS, KvAgeHistogram, LeftOutSteps, STEP_BOUNDS_NANOS,
+        CgroupHash, EventId, KV_AGE_BOUNDS_MILLIS, KvAgeHistogram, LeftOutSteps, STEP_BOUNDS_NANOS,
         StepHistogram,
     };
+    use crate::record::{OpId, Source};
     use crate::serving::{ServingHistogram, ServingMetric};
-    use crate::{Device, Incarnation, Stream, Value};
+    use crate::{Device, Incarnation, SpanContext, Stream, Tid, Value};
 
     #[test]
     fn the_bounds_of_the_table_are_those_of_the_counts() {
@@ -474,6 +508,53 @@ mod tests {
             (p95.start, &p95.value),
             (UnixNanos(0), &Number::Double(0.021))
         );
+    }
+
+    #[test]
+    fn an_outlier_is_an_exemplar_of_its_workloads_steps() {
+        let clock = ClockAnchor {
+            boot: BootNanos(0),
+            unix: UnixNanos(1_000_000),
+        };
+        let mut families = families(&state(vec![workload(1, [0, 1, 3]), workload(2, [0, 1, 4])]));
+        let outlier = |pid, step_nanos| Outlier {
+            id: EventId(7),
+            span: SpanContext { trace: 5, span: 6 },
+            key: workload(pid, [0; 3]).key,
+            at: BootNanos(2_000),
+            step_nanos,
+            p95_nanos: 1,
+            mean_nanos: 1,
+            bucket: OutlierBucket::X3,
+            tid: Tid(1),
+            op: OpId::find(Source::Runtime, 5).unwrap(),
+            launches: 0,
+            copied_bytes: 0,
+            memory_calls: 0,
+            throttle_reasons: 0,
+            min_sm_clock_mhz: None,
+            kv_ages_millis: Vec::new(),
+            first_in_minute: true,
+        };
+        let outliers: Vec<_> = (1..=20).map(|n| outlier(2, n * 100_000_000)).collect();
+        let unknown = [outlier(3, 1)];
+        for some in [&outliers[..], &unknown] {
+            add_outlier_exemplars(&mut families, some, &|_| None, clock);
+        }
+        let steps = points(&families, &metric::INFERENCE_STEP_DURATION);
+        assert!(steps[0].exemplars.is_empty());
+        let kept: Vec<f64> = steps[1].exemplars.iter().map(|e| e.value).collect();
+        assert_eq!((kept.len(), kept[0], kept[15]), (16, 0.5, 2.0));
+        let last = &steps[1].exemplars[15];
+        assert_eq!(
+            (last.at, last.context),
+            (UnixNanos(1_002_000), Some((5, 6)))
+        );
+        let id = last
+            .attributes
+            .get("warptrace.event.id")
+            .and_then(Value::as_str);
+        assert_eq!(id, Some("00000000-0000-0000-0000-000000000007"));
     }
 
     #[test]
