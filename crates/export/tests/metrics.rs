@@ -218,6 +218,44 @@ fn deltas_count_from_what_was_delivered_so_that_a_refused_snapshot_costs_no_coun
 }
 
 #[test]
+fn a_beginning_that_is_said_a_little_later_is_the_same_beginning() {
+    for temporality in [Temporality::Cumulative, Temporality::Delta] {
+        let collector = Collector::taking_all();
+        let settings = MetricSettings {
+            temporality,
+            ..MetricSettings::default()
+        };
+        let sender = start(&collector.metrics_config(Protocol::HttpProtobuf), settings);
+        let mut job = Job::new();
+        sender.offer(job.after(3));
+        let mut moved = (*job.after(4)).clone();
+        let points = moved
+            .families
+            .iter_mut()
+            .flat_map(|family| &mut family.points);
+        points.for_each(|point| point.start.0 += 700_000_000);
+        sender.offer(Arc::new(moved));
+        assert!(sender.close(soon()));
+        collector.request();
+        let second = collector.request().metrics();
+        let scopes = &second.resource_metrics[0].scope_metrics[0];
+        let sum = scopes.metrics.iter().find_map(|metric| match &metric.data {
+            Some(Data::Sum(sum)) if sum.is_monotonic => Some(sum.data_points[0].clone()),
+            _ => None,
+        });
+        let sum = sum.unwrap();
+        let (begin, n) = match temporality {
+            Temporality::Cumulative => (START, 7),
+            Temporality::Delta => (START + 1_000_000_000, 4),
+        };
+        assert_eq!(
+            (sum.start_time_unix_nano, sum.value),
+            (begin, Some(PointValue::AsInt(n)))
+        );
+    }
+}
+
+#[test]
 fn a_large_snapshot_goes_in_several_requests() {
     let collector = Collector::taking_all();
     let settings = MetricSettings {

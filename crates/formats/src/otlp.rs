@@ -26,6 +26,7 @@ mod deltas;
 mod metrics;
 mod proto;
 mod response;
+mod starts;
 
 use prost::Message as _;
 use warptrace_model::{Int, Object, SpanEvent, SpanRecord, Value, surrogate_half};
@@ -41,6 +42,7 @@ pub use self::proto::{
     ResourceMetrics, ResourceSpans, ScopeMetrics, ScopeSpans, Span, Status, Sum, Variant,
 };
 pub use self::response::{Partial, Refusal, UnreadableResponse};
+pub use self::starts::Starts;
 
 /// Levels of lists and objects in a value; what lies deeper is left out. With the levels of messages around a value this is
 /// within the 100 that prost, protobuf's C++ and its Python take.

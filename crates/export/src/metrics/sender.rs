@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use warptrace_formats::otlp::{Deltas, MetricsEncoder, Temporality, split};
+use warptrace_formats::otlp::{Deltas, MetricsEncoder, Starts, Temporality, split};
 use warptrace_model::metric::Snapshot;
 
 use super::MetricSettings;
@@ -80,6 +80,7 @@ impl MetricSender {
                 version: version.to_owned(),
             },
             deltas: Deltas::default(),
+            starts: Starts::default(),
         };
         let thread = std::thread::Builder::new().name("warptrace-metrics".to_owned());
         thread
@@ -234,14 +235,17 @@ struct Worker {
     is_json: bool,
     encoder: MetricsEncoder,
     deltas: Deltas,
+    starts: Starts,
 }
 
 impl Worker {
     fn run(mut self) {
         while let Some(snapshot) = self.next() {
-            for part in split(&snapshot, self.shared.settings.batch_points) {
+            for mut part in split(&snapshot, self.shared.settings.batch_points) {
+                self.starts.settle(&mut part);
                 self.send(&part);
             }
+            self.starts.forget_missing();
             self.deltas.forget_missing(&snapshot);
             self.shared.lock().queue.settle();
             self.shared.changed.notify_all();

@@ -16,7 +16,6 @@ pub struct Deltas {
 
 #[derive(Debug, Clone)]
 struct Sent {
-    start: UnixNanos,
     at: UnixNanos,
     value: Number,
 }
@@ -25,7 +24,7 @@ impl Deltas {
     /// What counters and histograms of `snapshot` counted since they were delivered; levels are as they are, and what did not
     /// change is left out.
     ///
-    /// A series that is new, or began anew, is whole, from its own start.
+    /// A series that is new, or began anew (its count fell, or it starts after what was delivered), is whole, from its own start.
     #[must_use]
     pub fn since(&self, snapshot: &Snapshot) -> Snapshot {
         let families = snapshot.families.iter().map(|family| {
@@ -57,7 +56,6 @@ impl Deltas {
         {
             for point in &family.points {
                 let sent = Sent {
-                    start: point.start,
                     at: point.at,
                     value: point.value.clone(),
                 };
@@ -85,7 +83,7 @@ impl Deltas {
         debug_assert!(metric.instrument != Instrument::Gauge);
         let sent = self.delivered.get(&(metric, point.series()));
         let since = sent
-            .filter(|sent| sent.start == point.start)
+            .filter(|sent| point.start <= sent.at)
             .and_then(|sent| Some((sent.at, difference(&point.value, &sent.value)?)));
         let (start, value) = since.unwrap_or_else(|| (point.start, point.value.clone()));
         let nothing = match &value {
