@@ -20,6 +20,7 @@ mod outliers;
 mod pipeline;
 mod places;
 mod said;
+mod servers;
 mod symbols;
 
 pub use annotate::{

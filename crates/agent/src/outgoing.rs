@@ -13,10 +13,12 @@ use warptrace_export::{MetricSender, Scrape, SpanSender};
 use warptrace_formats::metrics::Names;
 use warptrace_formats::otlp::{finding_span, outlier_span};
 use warptrace_formats::outlier_stream::{Message, Node};
-use warptrace_model::metric::{ServerFacts, Snapshot, inference_families};
-use warptrace_model::{BootNanos, ClockAnchor, Finding, FindingId, Object, Pid, SpanContext};
+use warptrace_model::inference::Outlier;
+use warptrace_model::metric::{Snapshot, add_outlier_exemplars, inference_families};
+use warptrace_model::{BootNanos, ClockAnchor, Finding, FindingId, Object, SpanContext};
 
 use crate::outliers::OutlierSocket;
+use crate::servers::Servers;
 
 /// How often the endpoint for Prometheus has new numbers.
 const PUBLISH_EVERY_NANOS: u64 = 1_000_000_000;
@@ -24,6 +26,8 @@ const PUBLISH_EVERY_NANOS: u64 = 1_000_000_000;
 const FINDING_OVER_NANOS: u64 = 60_000_000_000;
 /// Findings that may not be over; of more the oldest is taken to be.
 const FINDINGS: usize = 256;
+/// The newest outliers, which metrics show as exemplars.
+const EXEMPLARS: usize = 128;
 /// How long what waits may take at the end, for each way out.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -61,6 +65,7 @@ pub(crate) struct Out {
     pushed: BootNanos,
     /// Findings as they were told last, and when.
     findings: BTreeMap<FindingId, (BootNanos, Finding)>,
+    outliers: Vec<Outlier>,
 }
 
 impl Out {
@@ -74,6 +79,7 @@ impl Out {
             published: began,
             pushed: began,
             findings: BTreeMap::new(),
+            outliers: Vec::new(),
         }
     }
 
@@ -82,6 +88,7 @@ impl Out {
         &mut self,
         inference: &InferenceOutput,
         findings: &[Finding],
+        servers: Option<&Servers>,
         now: BootNanos,
         clock: ClockAnchor,
     ) {
@@ -92,6 +99,9 @@ impl Out {
             }
             self.end_findings(now, clock);
         }
+        self.outliers.extend(inference.outliers.iter().cloned());
+        let old = self.outliers.len().saturating_sub(EXEMPLARS);
+        self.outliers.drain(..old);
         let to = &self.to;
         if let Some(socket) = &to.outliers {
             for outlier in &inference.outliers {
@@ -107,7 +117,8 @@ impl Out {
         }
         if let Some(spans) = &to.spans {
             for outlier in &inference.outliers {
-                spans.push(outlier_span(outlier, to.names, None, clock));
+                let server = servers.and_then(|servers| servers.facts(outlier.key.process.pid));
+                spans.push(outlier_span(outlier, to.names, server.as_ref(), clock));
             }
         }
         if let Some(alerts) = &to.alerts {
@@ -152,7 +163,13 @@ impl Out {
     }
 
     /// Metrics, when it is time.
-    pub(crate) fn tick(&mut self, now: BootNanos, engine: &Engine, clock: ClockAnchor) {
+    pub(crate) fn tick(
+        &mut self,
+        now: BootNanos,
+        engine: &Engine,
+        servers: Option<&mut Servers>,
+        clock: ClockAnchor,
+    ) {
         self.end_findings(now, clock);
         let publish = self.to.scrape.is_some() && now.since(self.published) >= PUBLISH_EVERY_NANOS;
         let every = self.to.metrics.as_ref().map(|(_, every)| every.as_nanos());
@@ -160,7 +177,7 @@ impl Out {
         if !publish && !push {
             return;
         }
-        let snapshot = Arc::new(self.snapshot(now, engine, clock));
+        let snapshot = Arc::new(self.snapshot(now, engine, servers, clock));
         if publish && let Some(scrape) = &self.to.scrape {
             self.published = now;
             scrape.publish(Arc::clone(&snapshot));
@@ -171,11 +188,26 @@ impl Out {
         }
     }
 
-    fn snapshot(&self, now: BootNanos, engine: &Engine, clock: ClockAnchor) -> Snapshot {
-        let known = |_: Pid| -> Option<ServerFacts> { None };
-        let families = engine.inference().map_or_else(Vec::new, |inference| {
-            inference_families(&inference.state(), &known, clock, self.began, now)
-        });
+    fn snapshot(
+        &self,
+        now: BootNanos,
+        engine: &Engine,
+        mut servers: Option<&mut Servers>,
+        clock: ClockAnchor,
+    ) -> Snapshot {
+        let mut families = Vec::new();
+        if let Some(inference) = engine.inference() {
+            let state = inference.state();
+            if let Some(servers) = &mut servers {
+                servers.meet(state.workloads.iter().map(|w| w.key.process));
+            }
+            let known = |pid| servers.as_ref().and_then(|servers| servers.facts(pid));
+            families = inference_families(&state, &known, clock, self.began, now);
+            add_outlier_exemplars(&mut families, &self.outliers, &known, clock);
+        }
+        if let Some(servers) = &servers {
+            families.extend(servers.families(clock));
+        }
         Snapshot {
             resource: self.to.resource.clone(),
             families,
@@ -183,9 +215,15 @@ impl Out {
     }
 
     /// The last numbers, and what waits.
-    pub(crate) fn finish(mut self, now: BootNanos, engine: &Engine, clock: ClockAnchor) {
+    pub(crate) fn finish(
+        mut self,
+        now: BootNanos,
+        engine: &Engine,
+        servers: Option<&mut Servers>,
+        clock: ClockAnchor,
+    ) {
         self.end_findings(now.plus(FINDING_OVER_NANOS), clock);
-        let snapshot = Arc::new(self.snapshot(now, engine, clock));
+        let snapshot = Arc::new(self.snapshot(now, engine, servers, clock));
         let until = || Instant::now() + PATIENCE;
         if let Some(scrape) = &self.to.scrape {
             scrape.publish(Arc::clone(&snapshot));

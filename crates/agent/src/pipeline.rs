@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tracing::warn;
 use warptrace_api::Live;
+use warptrace_capture::engines::EngineWatch;
 use warptrace_capture::pollers::{GpuPoller, SystemPoller};
 use warptrace_capture::symbols::{ResolvedStack, Symbols, UserStack};
 use warptrace_capture::{Batch, Source, clock};
@@ -21,6 +22,7 @@ use crate::memory::MemoryRecords;
 use crate::outgoing::{Out, Outgoing};
 use crate::places::Places;
 use crate::said::Annotations;
+use crate::servers::Servers;
 use crate::symbols;
 
 /// How often the capture thread asks its sources. The rings hold seconds of the usual load.
@@ -51,6 +53,8 @@ pub struct Config {
     pub annotations: Option<(AnnotationSocket, AnnotationReceiver)>,
     /// How to follow the steps of inference servers; the recording's first anchor is added.
     pub inference: Option<InferenceSettings>,
+    /// Inference servers that are found and asked.
+    pub engines: Option<EngineWatch>,
     /// Where what is concluded goes, besides the session.
     pub outgoing: Option<Outgoing>,
 }
@@ -115,6 +119,7 @@ impl Recording {
             symbols,
             annotations,
             inference,
+            engines,
             outgoing,
         } = config;
         let stop = Arc::new(AtomicBool::new(false));
@@ -134,11 +139,18 @@ impl Recording {
         let pipeline = Pipeline {
             engine: match inference {
                 Some(settings) => {
-                    let inference = Inference::new(settings.with_clock(anchor))?;
+                    // The one that the session has: so a replay gives the same ids.
+                    let first = writer.meta().clock.first().copied().unwrap_or(anchor);
+                    let inference = Inference::new(settings.with_clock(first))?;
+                    let rules = Rules {
+                        inference: true,
+                        ..rules
+                    };
                     Engine::with_inference(rules, inference)
                 }
                 None => Engine::new(rules),
             },
+            servers: engines.map(Servers::new),
             out: outgoing.map(|outgoing| Out::new(outgoing, now)),
             clock: anchor,
             writer,
@@ -346,6 +358,7 @@ fn sample(
 
 struct Pipeline {
     engine: Engine,
+    servers: Option<Servers>,
     out: Option<Out>,
     clock: ClockAnchor,
     writer: SessionWriter,
@@ -380,6 +393,9 @@ impl Pipeline {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.hear();
+            if let Some(servers) = &mut self.servers {
+                servers.hear();
+            }
             let now = clock::boot_now();
             self.engine.advance(now);
             self.settle(now);
@@ -389,7 +405,7 @@ impl Pipeline {
                 self.writer.anchor(self.clock);
             }
             if let Some(out) = &mut self.out {
-                out.tick(now, &self.engine, self.clock);
+                out.tick(now, &self.engine, self.servers.as_mut(), self.clock);
             }
             self.writer.tick(now);
             if now.since(self.published) >= 200_000_000 {
@@ -405,7 +421,7 @@ impl Pipeline {
         self.engine.finish(now);
         self.settle(now);
         if let Some(out) = self.out.take() {
-            out.finish(now, &self.engine, self.clock);
+            out.finish(now, &self.engine, self.servers.as_mut(), self.clock);
         }
         self.writer.anchor(clock::anchor());
         let held = self.writer.flush_now();
@@ -533,8 +549,20 @@ impl Pipeline {
         for finding in &mut output.findings {
             self.places.find(finding);
         }
+        if let Some(servers) = &mut self.servers {
+            servers.explain(&mut output.findings);
+            let slow = output.inference.outliers.iter();
+            servers.meet(slow.map(|outlier| outlier.key.process));
+        }
         if let Some(out) = &mut self.out {
-            out.tell(&output.inference, &output.findings, now, self.clock);
+            let servers = self.servers.as_ref();
+            out.tell(
+                &output.inference,
+                &output.findings,
+                servers,
+                now,
+                self.clock,
+            );
         }
         self.writer.units(&output.units);
         for sample in &output.memory {

@@ -278,8 +278,26 @@ pub(crate) struct InferenceArgs {
     /// Follow the steps of inference servers (vLLM, SGLang, TGI, Triton): phases, what is usual, outliers
     #[arg(long)]
     pub(crate) inference: bool,
+    /// Ask servers for what they say of themselves: those that are found (auto), or none (off)
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = ScrapeWhich::Auto, hide_short_help = true)]
+    pub(crate) inference_scrape: ScrapeWhich,
+    /// How often
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration, hide_short_help = true)]
+    pub(crate) inference_scrape_interval: Duration,
+    /// Where, instead of the address at which a server listens
+    #[arg(long, value_name = "IP", hide_short_help = true)]
+    pub(crate) inference_scrape_host: Option<std::net::IpAddr>,
+    /// How often to look for servers while there is none
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, hide_short_help = true)]
+    pub(crate) inference_scrape_redetect_interval: Duration,
     #[command(flatten)]
     pub(crate) rules: InferenceRules,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScrapeWhich {
+    Auto,
+    Off,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use warptrace_agent::{Outgoing, OutlierSocket, SocketOptions};
+use warptrace_capture::engines::{self, EngineWatch};
 use warptrace_engine::{
     Engine, Inference, InferenceOutput, InferenceSettings, KvLineage, PhaseRules, Rules,
 };
@@ -22,6 +23,7 @@ use warptrace_model::{BootNanos, ClockAnchor, Value};
 
 use crate::args::{
     Classifier, Global, InferenceArgs, InferenceRules, OutgoingArgs, OutliersArgs, ReplayArgs,
+    ScrapeWhich,
 };
 use crate::{output, sessions};
 
@@ -81,6 +83,21 @@ fn rules(args: &InferenceRules) -> anyhow::Result<InferenceSettings> {
     };
     settings.validate()?;
     Ok(settings)
+}
+
+/// Servers that are looked for and asked, among `pids` and their children if there are any.
+pub(crate) fn engines(args: &InferenceArgs, pids: &[u32]) -> anyhow::Result<Option<EngineWatch>> {
+    if !args.inference || args.inference_scrape == ScrapeWhich::Off {
+        return Ok(None);
+    }
+    let watch = EngineWatch::start(engines::Settings {
+        pids: pids.to_vec(),
+        interval: args.inference_scrape_interval,
+        redetect: args.inference_scrape_redetect_interval,
+        host: args.inference_scrape_host,
+        ..engines::Settings::default()
+    });
+    Ok(Some(watch.context("cannot look for inference servers")?))
 }
 
 /// The ways out that were asked for. `None` without `--inference`.
@@ -307,7 +324,11 @@ pub(crate) fn replay(global: &Global, args: &ReplayArgs) -> anyhow::Result<u8> {
     let clocks = &session.meta().clock;
     let first = *clocks.first().context("the session has no clock")?;
     let settings = rules(&args.rules)?.with_clock(first);
-    let mut engine = Engine::with_inference(Rules::default(), Inference::new(settings)?);
+    let rules = Rules {
+        inference: true,
+        ..Rules::default()
+    };
+    let mut engine = Engine::with_inference(rules, Inference::new(settings)?);
     let node = Node::default();
     let mut events = session.events(None).context("cannot read the session")?;
     let (mut batch, mut unsettled, mut now, mut found) = (Vec::new(), 0, 0, 0);

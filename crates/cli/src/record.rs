@@ -15,6 +15,7 @@ use warptrace_api::{Explain, ExplainQuestion};
 use warptrace_capture::clock;
 use warptrace_capture::discover::candidate_libraries;
 use warptrace_capture::ebpf::{self, Ebpf};
+use warptrace_capture::engines::EngineWatch;
 use warptrace_capture::pollers::GpuPoller;
 use warptrace_capture::preload::{Preload, PreloadOptions};
 use warptrace_capture::symbols::Symbols;
@@ -117,21 +118,31 @@ impl Watched<'_> {
     /// Checked, and ready, before the command begins.
     fn followed(&self, data: &Path) -> anyhow::Result<Followed> {
         match self.inference {
-            Some((inference, outgoing)) => followed(inference, outgoing, data),
-            None => Ok((None, None)),
+            Some((inference, outgoing)) => followed(inference, outgoing, &[], data),
+            None => Ok(Followed::default()),
         }
     }
 }
 
-type Followed = (Option<InferenceSettings>, Option<Outgoing>);
+/// How inference servers are followed.
+#[derive(Default)]
+struct Followed {
+    inference: Option<InferenceSettings>,
+    engines: Option<EngineWatch>,
+    outgoing: Option<Outgoing>,
+}
 
 fn followed(
     inference: &InferenceArgs,
     outgoing: &OutgoingArgs,
+    pids: &[u32],
     data: &Path,
 ) -> anyhow::Result<Followed> {
-    let settings = inference::settings(inference)?;
-    Ok((settings, inference::outgoing(inference, outgoing, data)?))
+    Ok(Followed {
+        inference: inference::settings(inference)?,
+        outgoing: inference::outgoing(inference, outgoing, data)?,
+        engines: inference::engines(inference, pids)?,
+    })
 }
 
 /// What `trace` shows while it runs.
@@ -195,7 +206,7 @@ pub(crate) fn with_preload(
             .map(|(name, value)| (OsString::from(name), value)),
     );
     let gpu = gpu_poller(job.gpu_library.as_deref());
-    let (inference, outgoing) = job.followed(&dirs.path)?;
+    let followed = job.followed(&dirs.path)?;
     let annotations = match job.annotate {
         true => Some(annotation_socket(&dirs.path, &mut env)?),
         false => None,
@@ -214,8 +225,9 @@ pub(crate) fn with_preload(
     // Preload takes no stacks.
     let config = Config {
         annotations,
-        inference,
-        outgoing,
+        inference: followed.inference,
+        engines: followed.engines,
+        outgoing: followed.outgoing,
         ..config(gpu, job, running.pid())
     };
     let recording = match Recording::start(config, vec![Box::new(source)], writer) {
@@ -242,7 +254,7 @@ pub(crate) fn with_ebpf(
 ) -> anyhow::Result<Recorded> {
     let dirs = sessions::data_dir(global)?;
     let mut env = job.env.clone();
-    let (inference, outgoing) = job.followed(&dirs.path)?;
+    let followed = job.followed(&dirs.path)?;
     let annotations = match job.annotate {
         true => Some(annotation_socket(&dirs.path, &mut env)?),
         false => None,
@@ -265,8 +277,9 @@ pub(crate) fn with_ebpf(
             tap,
             symbols: Some(symbolizer()),
             annotations,
-            inference,
-            outgoing,
+            inference: followed.inference,
+            engines: followed.engines,
+            outgoing: followed.outgoing,
             ..config(gpu, job, running.pid())
         };
         let recording = Recording::start(config, vec![Box::new(source)], writer)?;
@@ -322,7 +335,7 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         }
     }
     let dirs = sessions::data_dir(global)?;
-    let (inference, outgoing) = followed(&args.inference, &args.outgoing, &dirs.path)?;
+    let followed = followed(&args.inference, &args.outgoing, &args.pid, &dirs.path)?;
     let signals = Signals::catch()?;
     let pids = (!args.pid.is_empty()).then(|| args.pid.clone());
     let options = ebpf::Options {
@@ -370,8 +383,9 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         gaps,
         symbols: Some(symbolizer()),
         annotations,
-        inference,
-        outgoing,
+        inference: followed.inference,
+        engines: followed.engines,
+        outgoing: followed.outgoing,
     };
     let recording = Recording::start(config, vec![Box::new(source)], writer)?;
     let mut screen = Screen::start(args.json, events, folder.clone());
@@ -478,6 +492,7 @@ fn config((gpu, gaps): (Option<GpuPoller>, Vec<Gap>), job: &Watched<'_>, pid: u3
         symbols: None,
         annotations: None,
         inference: None,
+        engines: None,
         outgoing: None,
     }
 }

@@ -25,6 +25,9 @@ pub(crate) enum Task {
         millis: u64,
         cudart: PathBuf,
         socket: Option<PathBuf>,
+        /// Each so many-th decode step takes ten times as long.
+        #[serde(default)]
+        slow_decode_every: Option<usize>,
     },
     /// Sends those requests.
     Load { millis: u64, socket: PathBuf },
@@ -42,10 +45,12 @@ pub(crate) fn run(options: &str) -> anyhow::Result<u8> {
             millis,
             cudart,
             socket,
+            slow_decode_every,
         } => {
             let mut options = ServeOptions {
                 runtime: cudart,
                 socket,
+                slow_decode_every,
                 ..ServeOptions::default()
             };
             options.load.duration = Duration::from_millis(millis);

@@ -5,11 +5,12 @@ pub mod annotation;
 pub mod bridge;
 pub mod capture;
 pub mod exporter;
-mod fork;
 pub mod memory_sink;
+mod os;
 pub mod run_log;
 pub mod span;
-mod ticks;
 pub mod training;
+
+use os::{fork, ticks};
 
 pub use fork::{process_id, thread_id};

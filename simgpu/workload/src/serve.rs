@@ -66,6 +66,8 @@ pub struct ServeOptions {
     pub cpu: Option<usize>,
     /// Asks the runtime to block in waits instead of spinning.
     pub blocking_sync: bool,
+    /// A fault: this decode step, and each so many after it, has ten times the blocks.
+    pub slow_decode_every: Option<usize>,
 }
 
 impl Default for ServeOptions {
@@ -82,6 +84,7 @@ impl Default for ServeOptions {
             host_work: Duration::from_millis(1),
             cpu: None,
             blocking_sync: false,
+            slow_decode_every: None,
         }
     }
 }
@@ -212,6 +215,8 @@ struct Server<'a> {
 }
 
 const LAUNCHES: u32 = 16;
+/// Kernels of a prefill: engines launch those of each layer by themselves, and of a decode as graphs.
+const PREFILL_LAUNCHES: u32 = 240;
 /// Room for the tokens of a prompt and of a batch, bytes.
 const TOKENS: usize = 1 << 20;
 
@@ -312,9 +317,9 @@ impl<'a> Server<'a> {
         self.runtime
             .copy_to_device(self.tokens, prompt, self.stream)?;
         let blocks = request.prompt_tokens * self.options.prefill_blocks_per_token;
-        for _ in 0..LAUNCHES {
-            self.runtime
-                .launch(Kernel::Prefill, (blocks / LAUNCHES).max(1), self.stream)?;
+        for _ in 0..PREFILL_LAUNCHES {
+            let blocks = (blocks / PREFILL_LAUNCHES).max(1);
+            self.runtime.launch(Kernel::Prefill, blocks, self.stream)?;
         }
         // As engines that wait on events and not on streams.
         self.runtime.record(self.done, self.stream)?;
@@ -335,7 +340,14 @@ impl<'a> Server<'a> {
     fn decode(&mut self) -> Result<u64> {
         let options = self.options;
         let batch = self.active.len() as u32;
-        let blocks = options.decode_blocks + batch * options.decode_blocks_per_request;
+        let mut blocks = options.decode_blocks + batch * options.decode_blocks_per_request;
+        let step = self.summary.decodes.len() + 1;
+        if options
+            .slow_decode_every
+            .is_some_and(|every| step.is_multiple_of(every.max(1)))
+        {
+            blocks *= 10;
+        }
         for _ in 0..LAUNCHES {
             self.runtime
                 .launch(Kernel::Decode, (blocks / LAUNCHES).max(1), self.stream)?;

@@ -1,7 +1,7 @@
 //! The processor's own clock, for half the price of the system's.
 //!
 //! Where Linux keeps time by a counter that every core reads alike, a program can read that counter itself: a read costs 16 ns
-//! here, `clock_gettime` 36. How counts become nanoseconds is [`super::span::SystemClock`]'s.
+//! here, `clock_gettime` 36. How counts become nanoseconds is [`crate::span::SystemClock`]'s.
 #![expect(unsafe_code, reason = "reading the counter is an instruction")]
 
 use std::sync::LazyLock;

@@ -1,0 +1,235 @@
+//! Steps of an inference server on simgpu, followed by the real binary: outliers as they are found, and again from the session.
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{Home, Ran, can_trace};
+
+/// So long anything may take on a machine that has other work.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Whatever else the machine is busy with: a server in trouble is not judged otherwise.
+const JUDGED: [&str; 2] = ["--inference-pause-on-severity", "off"];
+
+/// Serves for `millis`, each 100th decode step taking ten times as long, under `verb` (record or trace).
+fn serve(home: &Home, verb: &str, millis: u64, more: &[&str]) -> Child {
+    let libraries = home.simgpu();
+    let serve = serde_json::json!({"serve": {
+        "millis": millis, "cudart": libraries.join("libcudart.so.12"), "socket": null, "slow_decode_every": 100,
+    }});
+    let binary = env!("CARGO_BIN_EXE_warptrace");
+    let mut command = home.command([verb, "--quiet", "--inference"]);
+    command.args(JUDGED);
+    command.args(more).args(["--", binary, "simgpu-workload"]);
+    command
+        .arg(serve.to_string())
+        .env("LD_LIBRARY_PATH", &libraries)
+        .env("SIMGPU_SHM", home.dir.path().join("device"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+fn connect(place: &Path) -> UnixStream {
+    let began = Instant::now();
+    loop {
+        match UnixStream::connect(place) {
+            Ok(stream) => return stream,
+            Err(e) => assert!(began.elapsed() < PATIENCE, "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.collect()
+}
+
+/// What tells an outlier, without who said it.
+fn steps(messages: &[Value]) -> Vec<(String, i64, i64, String)> {
+    let outliers = messages.iter().filter(|m| m["type"] == "inference_outlier");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let step = |m: &Value| {
+        (
+            text(&m["event_id"]),
+            m["step_duration_ns"].as_i64().unwrap(),
+            m["baseline_p95_ns"].as_i64().unwrap(),
+            format!("{} {}", text(&m["phase"]), text(&m["bucket"])),
+        )
+    };
+    outliers.map(step).collect()
+}
+
+fn a_slow_decode_is_an_outlier(verb: &str) {
+    let home = Home::new();
+    let place = home.dir.path().join("told/outliers.sock");
+    let mut child = serve(
+        &home,
+        verb,
+        12_000,
+        &["--outliers", place.to_str().unwrap()],
+    );
+    // Two consumers, and one that never reads.
+    let (mut first, second, _silent) = (connect(&place), connect(&place), connect(&place));
+    let mut told = String::new();
+    first.read_to_string(&mut told).unwrap();
+    let ran = Ran::from(child_output(&mut child));
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    let mut again = String::new();
+    BufReader::new(second).read_to_string(&mut again).unwrap();
+    assert_eq!(told, again, "all consumers are told the same");
+
+    let live = steps(&lines(&told));
+    let slow: Vec<_> = live
+        .iter()
+        .filter(|(.., what)| what == "decode 3x")
+        .collect();
+    assert!(!slow.is_empty(), "{live:?}");
+    for (_, step, p95, _) in &slow {
+        assert!(*step >= 3 * *p95, "{step} {p95}");
+    }
+    let ids: std::collections::HashSet<_> = live.iter().map(|(id, ..)| id).collect();
+    assert_eq!(ids.len(), live.len());
+
+    let mut replay = vec!["replay", "--json"];
+    replay.extend(JUDGED);
+    let replayed = home.run(replay);
+    assert_eq!(replayed.code, Some(0), "{replayed:#?}");
+    // What came too late for the live run, or was lost, the session may have and the run not.
+    let answer = home.run(["explain", "--json"]).json();
+    let gaps = answer["gaps"].to_string();
+    let is_whole = answer["drops"].as_array().is_some_and(Vec::is_empty)
+        && !gaps.contains("late_records")
+        && !gaps.contains("records_lost");
+    if is_whole {
+        let again = steps(&lines(&replayed.out));
+        assert_eq!(again, live, "the session gives the same: {gaps}");
+    }
+    let people = home.run(["replay"]);
+    assert!(people.out.contains("decode"), "{people:#?}");
+    assert!(people.err.contains("outliers of"), "{people:#?}");
+}
+
+fn child_output(child: &mut Child) -> std::process::Output {
+    let mut output = std::process::Output {
+        status: child.wait().unwrap(),
+        stdout: Vec::new(),
+        stderr: Vec::new(),
+    };
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_end(&mut output.stdout)
+        .unwrap();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_end(&mut output.stderr)
+        .unwrap();
+    output
+}
+
+#[test]
+fn a_slow_decode_among_prefills_is_an_outlier_from_inside() {
+    a_slow_decode_is_an_outlier("record");
+}
+
+#[test]
+fn a_slow_decode_among_prefills_is_an_outlier_from_outside() {
+    if can_trace("inference_trace") {
+        a_slow_decode_is_an_outlier("trace");
+    }
+}
+
+#[test]
+fn prometheus_is_served_while_it_runs_and_the_command_line_follows_the_outliers() {
+    let home = Home::new();
+    let place = home.dir.path().join("told/outliers.sock");
+    let mut child = serve(
+        &home,
+        "record",
+        12_000,
+        &[
+            "--verbose",
+            "--prometheus=127.0.0.1:0",
+            "--outliers",
+            place.to_str().unwrap(),
+        ],
+    );
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut log = stderr.lines();
+    let address = log
+        .by_ref()
+        .map(Result::unwrap)
+        .find_map(|line| Some(line.split_once("address=")?.1.to_owned()))
+        .expect("it says where metrics are");
+    drop(connect(&place));
+    let mut follow = home.command(["outliers", "--json", "-n", "1", "--socket"]);
+    let follow = follow
+        .arg(&place)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let rest = std::thread::Builder::new().name("log".to_owned());
+    let rest = rest.spawn(move || log.for_each(drop)).unwrap();
+    let began = Instant::now();
+    let served = loop {
+        let served = scrape(address.trim());
+        if served.contains("warptrace_inference_step_duration_seconds_bucket") {
+            break served;
+        }
+        assert!(began.elapsed() < PATIENCE, "{served}");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert!(served.contains("phase=\"decode\""), "{served}");
+    assert!(served.trim_end().ends_with("# EOF"), "{served}");
+    let followed = follow.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&followed.stdout);
+    assert_eq!(lines(&text).len(), 1, "{followed:?}");
+    assert!(child.wait().unwrap().success());
+    rest.join().unwrap();
+}
+
+fn scrape(address: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!(
+        "GET /metrics HTTP/1.1\r\nHost: {address}\r\nAccept: application/openmetrics-text;version=1.0.0\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn settings_that_cannot_be_judged_by_are_refused_before_anything_begins() {
+    let home = Home::new();
+    for (flag, word) in [
+        (&["--inference-outlier-ratio", "1"][..], "outlier_ratio"),
+        (&["--inference-warmup", "0"][..], "warmup_steps"),
+        (&["--prometheus=0.0.0.0:0"][..], "token"),
+    ] {
+        let mut args = vec!["record", "--inference"];
+        args.extend(flag);
+        args.extend(["--", "true"]);
+        let ran = home.run(args);
+        assert_eq!(ran.code, Some(125), "{ran:#?}");
+        assert!(ran.err.contains(word), "{ran:#?}");
+    }
+    assert!(home.sessions().is_empty());
+    let ran = home.run(["record", "--prometheus", "--", "true"]);
+    assert!(ran.err.contains("--inference"), "{ran:#?}");
+    let nobody = home.run(["outliers"]);
+    assert!(nobody.err.contains("trace --inference"), "{nobody:#?}");
+}

@@ -1,0 +1,4 @@
+//! What only the operating system or the processor can say. All of the crate's unsafe code is here.
+
+pub(crate) mod fork;
+pub(crate) mod ticks;
