@@ -396,3 +396,117 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::time::Instant;
+
+    use warptrace_formats::outlier_stream::InferenceOutlier;
+
+    use super::*;
+
+    /// So long anything may take on a machine that has other work.
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+    fn message(pid: u32) -> Message {
+        let outlier = InferenceOutlier {
+            pid,
+            bucket: "3x".to_owned(),
+            ..InferenceOutlier::default()
+        };
+        Message::from(outlier)
+    }
+
+    fn listening() -> (tempfile::TempDir, OutlierSocket) {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = OutlierSocket::start(&folder.path().join("told/o.sock")).unwrap();
+        (folder, socket)
+    }
+
+    /// A consumer that the thread knows.
+    fn consumer(socket: &OutlierSocket) -> UnixStream {
+        let before = socket.shared.consumers.load(Ordering::Relaxed);
+        let stream = UnixStream::connect(socket.path()).unwrap();
+        wait(|| socket.shared.consumers.load(Ordering::Relaxed) > before);
+        stream
+    }
+
+    fn wait(until: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !until() {
+            assert!(began.elapsed() < PATIENCE);
+            std::thread::yield_now();
+        }
+    }
+
+    fn pids(stream: UnixStream) -> Vec<u32> {
+        let lines = BufReader::new(stream).split(b'\n').map(Result::unwrap);
+        let pid = |line: Vec<u8>| match Message::decode(&line).unwrap() {
+            Some(Message::InferenceOutlier(outlier)) => outlier.pid,
+            other => panic!("{other:?}"),
+        };
+        lines.map(pid).collect()
+    }
+
+    #[test]
+    fn every_consumer_gets_every_message_from_its_connection_on_and_the_rest_at_the_end() {
+        let (_folder, socket) = listening();
+        let first = consumer(&socket);
+        socket.tell(&message(1));
+        wait(|| socket.counts().sent == 1);
+        let second = consumer(&socket);
+        for pid in 2..=500 {
+            socket.tell(&message(pid));
+        }
+        std::thread::scope(|threads| {
+            let first = threads.spawn(|| pids(first));
+            let second = threads.spawn(|| pids(second));
+            wait(|| socket.counts().sent == 1 + 2 * 499);
+            socket.tell(&message(501));
+            drop(socket);
+            assert_eq!(first.join().unwrap(), (1..=501).collect::<Vec<_>>());
+            assert_eq!(second.join().unwrap(), (2..=501).collect::<Vec<_>>());
+        });
+    }
+
+    #[test]
+    fn a_consumer_that_does_not_read_loses_by_count_and_holds_nobody_up() {
+        let (_folder, socket) = listening();
+        let (silent, reading) = (consumer(&socket), consumer(&socket));
+        let told = 20_000;
+        let mut reading = BufReader::new(reading);
+        let mut line = String::new();
+        for pid in 1..=told {
+            socket.tell(&message(pid));
+            line.clear();
+            reading.read_line(&mut line).unwrap();
+            assert!(line.contains(&format!("\"pid\":{pid},")), "{line}");
+        }
+        let counts = socket.counts();
+        assert!(counts.queue_full > 0, "{counts:?}");
+        let waiting = u64::from(told) * 2 - counts.sent - counts.queue_full;
+        assert!(waiting <= MAX_WAITING as u64, "{counts:?}");
+        drop((silent, reading));
+        wait(|| socket.shared.consumers.load(Ordering::Relaxed) == 0);
+        socket.tell(&message(1));
+        assert_eq!(socket.counts().no_consumer, 1);
+    }
+
+    #[test]
+    fn more_consumers_than_there_may_be_are_closed_at_once_and_counted() {
+        let (_folder, socket) = listening();
+        let kept: Vec<UnixStream> = (0..MAX_CONSUMERS).map(|_| consumer(&socket)).collect();
+        let mut over = UnixStream::connect(socket.path()).unwrap();
+        let mut nothing = Vec::new();
+        over.read_to_end(&mut nothing).unwrap();
+        assert!(nothing.is_empty());
+        assert_eq!(socket.counts().refused, 1);
+        drop(kept);
+        wait(|| socket.shared.consumers.load(Ordering::Relaxed) == 0);
+        let again = consumer(&socket);
+        socket.tell(&message(7));
+        drop(socket);
+        assert_eq!(pids(again), [7]);
+    }
+}
