@@ -8,10 +8,12 @@
 //! A recorder goes this way when it has no rules, threads are its contexts, and no exporter wants to hear of starts.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use spin::RelaxStrategy;
 use spin::mutex::SpinMutex;
 use warptrace_model::{SpanId, Value};
 
@@ -340,7 +342,28 @@ impl Local {
     }
 }
 
-type Shared = Arc<SpinMutex<Local, spin::Yield>>;
+/// Whoever finds the table taken tries again, which is soon enough, and sleeps now and then: a thread of real-time priority would
+/// otherwise wait for ever for one that has its core after it.
+struct Patience;
+
+impl RelaxStrategy for Patience {
+    fn relax() {
+        thread_local! {
+            static TRIES: Cell<u32> = const { Cell::new(0) };
+        }
+        // A thread that ends has no place for it any more.
+        let tries = TRIES.try_with(|tries| {
+            tries.set(tries.get().wrapping_add(1));
+            tries.get()
+        });
+        match tries {
+            Ok(tries) if !tries.is_multiple_of(128) => std::hint::spin_loop(),
+            _ => std::thread::sleep(Duration::from_micros(20)),
+        }
+    }
+}
+
+type Shared = Arc<SpinMutex<Local, Patience>>;
 
 /// What all threads have of one recorder.
 pub(super) struct Scopes {
@@ -389,9 +412,14 @@ impl Drop for Here {
         let mut local = self.local.lock();
         local.gone = true;
         let batch = local.take(Vec::new());
+        let is_over = local.open == 0;
         drop(local);
         if let Some(scopes) = self.scopes.upgrade() {
             scopes.hand_over(batch);
+            if is_over {
+                let mut threads = scopes.threads.lock();
+                threads.0.retain(|thread| !Arc::ptr_eq(thread, &self.local));
+            }
         }
     }
 }
