@@ -1,23 +1,24 @@
 //! Makes spans, keeps which are open, and hands everything to the exporters.
 
+mod builder;
+mod plain;
+
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::attributes::check;
 use super::current::Contexts;
 use super::exporter::{Item, Outlet, exporting, is_exporting};
-use super::queue::{QUEUE_ITEMS, Queue};
-use super::scopes::{Ended, Scopes};
+use super::queue::Queue;
 use super::span::{Beginning, Parent};
 use super::{
-    Attributes, Clock, Current, Error, Event, Exception, Exporter, FailureLimit, Interest, Span,
-    SystemClock, Timestamp, id,
+    Attributes, Clock, Error, Event, Exception, Interest, Span, SystemClock, Timestamp, id,
 };
 use crate::fork::{ForkMutex, Inherit};
-use warptrace_model::Value;
+
+pub use builder::Builder;
 
 /// What a recorder does about a call that fails: one that is against the rules, not an exporter's failure, which never
 /// reaches the program.
@@ -255,147 +256,6 @@ impl Open {
         let mut open: Vec<_> = self.places.iter().flatten().collect();
         open.sort_by_key(|(started, _)| *started);
         open.into_iter().map(|(_, span)| span.clone()).collect()
-    }
-}
-
-/// Settings of a [`Recorder`].
-#[derive(Default)]
-pub struct Builder {
-    clock: Option<Arc<dyn Clock>>,
-    current: Option<Box<dyn Current>>,
-    rules: Option<Arc<dyn Rules>>,
-    filter: Option<Filter>,
-    strategy: Strategy,
-    failure_limit: FailureLimit,
-    queue_items: Option<usize>,
-    exporters: Vec<(Box<str>, Box<dyn Exporter>, bool)>,
-    off: bool,
-}
-
-impl Builder {
-    #[must_use]
-    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Builder {
-        self.clock = Some(clock);
-        self
-    }
-
-    #[must_use]
-    pub fn current(mut self, current: Box<dyn Current>) -> Builder {
-        self.current = Some(current);
-        self
-    }
-
-    #[must_use]
-    pub fn rules(mut self, rules: Arc<dyn Rules>) -> Builder {
-        self.rules = Some(rules);
-        self
-    }
-
-    #[must_use]
-    pub fn filter(mut self, filter: Filter) -> Builder {
-        self.filter = Some(filter);
-        self
-    }
-
-    pub(crate) fn filter_unless_set(mut self, filter: impl FnOnce() -> Filter) -> Builder {
-        self.filter.get_or_insert_with(filter);
-        self
-    }
-
-    #[must_use]
-    pub fn strategy(mut self, strategy: Strategy) -> Builder {
-        self.strategy = strategy;
-        self
-    }
-
-    #[must_use]
-    pub fn failure_limit(mut self, limit: FailureLimit) -> Builder {
-        self.failure_limit = limit;
-        self
-    }
-
-    /// Records that may wait for an exporter; [`QUEUE_ITEMS`] unless said.
-    #[must_use]
-    pub fn queue_items(mut self, items: usize) -> Builder {
-        self.queue_items = Some(items);
-        self
-    }
-
-    /// Adds an exporter with a queue and a thread of its own: recording never waits for it.
-    #[must_use]
-    pub fn exporter(mut self, name: &str, exporter: Box<dyn Exporter>) -> Builder {
-        self.exporters.push((name.into(), exporter, false));
-        self
-    }
-
-    /// Adds an exporter that is called in the thread that records, which waits for it.
-    #[must_use]
-    pub fn direct_exporter(mut self, name: &str, exporter: Box<dyn Exporter>) -> Builder {
-        self.exporters.push((name.into(), exporter, true));
-        self
-    }
-
-    /// Whether it records at all: a rank that does not report says `false` here and pays one branch a call.
-    #[must_use]
-    pub fn on(mut self, on: bool) -> Builder {
-        self.off = !on;
-        self
-    }
-
-    /// Makes the exporters ready, in order, and the recorder.
-    ///
-    /// # Errors
-    /// [`Error::InvalidFilter`], or [`Error::Initialize`] for the first exporter that is not ready; those before it are dropped.
-    pub fn build(self) -> Result<Recorder, Error> {
-        let filter = self.filter.unwrap_or_default();
-        if matches!(&filter, Filter::Only(names) | Filter::AllBut(names) if names.is_empty()) {
-            return Err(Error::InvalidFilter);
-        }
-        let own_clock = self.clock.clone();
-        let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock));
-        let items = self.queue_items.unwrap_or(QUEUE_ITEMS);
-        let mut outlets: Vec<Way> = Vec::with_capacity(self.exporters.len());
-        if !self.off {
-            for (name, exporter, direct) in self.exporters {
-                if let Err(source) = exporter.initialize() {
-                    return Err(Error::Initialize {
-                        exporter: name,
-                        source,
-                    });
-                }
-                let outlet = Outlet::new(exporter, &name, self.failure_limit);
-                outlets.push(match direct {
-                    true => Way::Direct(outlet),
-                    false => Way::Queued(Queue::new(outlet, Arc::clone(&clock), items)),
-                });
-            }
-        }
-        let queues = outlets.iter().filter_map(|way| match way {
-            Way::Queued(queue) if queue.outlet().interest == Interest::Finished => {
-                Some(queue.clone())
-            }
-            _ => None,
-        });
-        let queues: Vec<Queue> = queues.collect();
-        let plain = self.current.is_none() && self.rules.is_none() && queues.len() == outlets.len();
-        let contexts = match self.current {
-            Some(current) => Contexts::Own(current),
-            None => Contexts::Threads(Scopes::new(if plain { queues } else { Vec::new() })),
-        };
-        Ok(Recorder(Arc::new(Shared {
-            on: AtomicBool::new(!self.off),
-            closed: AtomicBool::new(false),
-            strategy: self.strategy,
-            filter,
-            own_clock,
-            contexts,
-            rules: self.rules,
-            outlets,
-            open: ForkMutex::new(Open::default()),
-            plain,
-            failed_calls: AtomicU64::new(0),
-            from_exporters: AtomicU64::new(0),
-        })))
     }
 }
 
@@ -739,84 +599,6 @@ impl Recorder {
                 Way::Direct(outlet) => drop(outlet.deliver(item(), || self.now())),
                 Way::Queued(queue) => queue.push(item()),
             }
-        }
-    }
-}
-
-/// Spans of scopes as plain data.
-impl Recorder {
-    fn scopes(&self) -> Option<&Arc<Scopes>> {
-        match &self.0.contexts {
-            Contexts::Threads(scopes) => Some(scopes),
-            Contexts::Own(_) => None,
-        }
-    }
-
-    /// Begins a span for a scope; its key, or the name back when it cannot be a plain one.
-    pub(super) fn begin(&self, mut name: Cow<'static, str>) -> Result<u64, Cow<'static, str>> {
-        let scopes = match &self.0.contexts {
-            Contexts::Threads(scopes) if self.0.plain && !self.is_closed() && !is_exporting() => {
-                scopes
-            }
-            _ => return Err(name),
-        };
-        let at = self.now();
-        let id = id::next(at.unix_nanos());
-        let wanted = !self.0.outlets.is_empty() && self.0.filter.passes(&name);
-        scopes.begin(id, &mut name, at, wanted).ok_or(name)
-    }
-
-    /// Ends it.
-    pub(super) fn end(&self, key: u64) {
-        let Some(scopes) = self.scopes() else {
-            return;
-        };
-        let at = self.now();
-        match scopes.end(key, at, self.is_on(), &|span| self.0.add_open(span)) {
-            Ended::Done => {}
-            Ended::Shared(span) => {
-                let at = Some(at);
-                let _ = self.stop(
-                    &span,
-                    End {
-                        at,
-                        ..End::default()
-                    },
-                );
-            }
-            Ended::Unknown => {
-                let _ = self.failed("stop", Error::SpanNotActive);
-            }
-        }
-    }
-
-    /// It is over, and whoever has its span stops that.
-    pub(super) fn forget(&self, key: u64) {
-        if let Some(scopes) = self.scopes() {
-            let opened = |span: &Span| self.0.add_open(span);
-            drop(scopes.end(key, self.now(), false, &opened));
-        }
-    }
-
-    pub(super) fn share(&self, key: u64) -> Option<Span> {
-        self.scopes()?.share(key, &|span| self.0.add_open(span))
-    }
-
-    pub(super) fn set(&self, key: u64, name: Cow<'static, str>, value: Value) {
-        let mut value = value;
-        if let Some(scopes) = self.scopes()
-            && check(&name, &mut value).is_ok()
-            && let Some((span, name, value)) = scopes.set(key, name, value)
-        {
-            let _ = span.set(&name, value);
-        }
-    }
-
-    pub(super) fn say(&self, key: u64, event: Event) {
-        if let Some(scopes) = self.scopes()
-            && let Some((span, event)) = scopes.event(key, event)
-        {
-            let _ = self.event(&span, event);
         }
     }
 }
