@@ -193,6 +193,16 @@ def test_a_line_encoded_before_goes_as_it_is(recorder: Recorder) -> None:
     assert encode_annotation({}) is None
 
 
+def test_what_is_plain_is_encoded_and_sent_in_one_call(recorder: Recorder) -> None:
+    writer = AnnotationWriter(recorder.path)
+    assert writer.write_plain({"step": "1"}, 7) is True
+    assert writer.write_plain({"step": 1}) is None
+    assert writer.write_plain({"step": "x" * 1000}) is None
+    assert recorder.lines(1) == [b'{"labels":{"step":"1"},"pid":7}']
+    writer.close()
+    assert writer.write_plain({"step": "1"}) is False
+
+
 def test_a_long_path_is_nobody() -> None:
     assert not AnnotationWriter("x" * 500).connect()
     assert isinstance(socket.AF_UNIX, int)

@@ -128,6 +128,18 @@ impl AnnotationWriter {
         self.took(py, fate)
     }
 
+    /// Encodes and sends in one call what `encode_annotation` takes; None for what it does not take.
+    #[pyo3(signature = (labels, pid=None, ts_ns=None))]
+    fn write_plain(
+        &self,
+        labels: &Bound<'_, PyAny>,
+        pid: Option<&Bound<'_, PyAny>>,
+        ts_ns: Option<&Bound<'_, PyAny>>,
+    ) -> Option<bool> {
+        let line = encode_plain(labels, pid, ts_ns)?;
+        Some(self.write_encoded(labels.py(), &line))
+    }
+
     /// Connects now if there is no connection; says whether there is one.
     fn connect(&self) -> bool {
         self.writer.connect()
@@ -214,6 +226,15 @@ fn encode_annotation<'py>(
     pid: Option<&Bound<'py, PyAny>>,
     ts_ns: Option<&Bound<'py, PyAny>>,
 ) -> Option<Bound<'py, PyBytes>> {
+    let bytes = encode_plain(labels, pid, ts_ns)?;
+    Some(PyBytes::new(labels.py(), &bytes))
+}
+
+fn encode_plain(
+    labels: &Bound<'_, PyAny>,
+    pid: Option<&Bound<'_, PyAny>>,
+    ts_ns: Option<&Bound<'_, PyAny>>,
+) -> Option<Vec<u8>> {
     fn plain<'py, T: FromPyObjectOwned<'py>>(
         value: Option<&Bound<'py, PyAny>>,
     ) -> Option<Option<T>> {
@@ -232,7 +253,7 @@ fn encode_annotation<'py>(
     };
     let mut bytes = Vec::with_capacity(128);
     line.encode(&mut bytes).ok()?;
-    Some(PyBytes::new(labels.py(), &bytes))
+    Some(bytes)
 }
 
 /// A line about this process, unless `pid` says otherwise, with its time.

@@ -110,6 +110,7 @@ class AnnotationWriter:
         named = socket_path or os.environ.get("WARPTRACE_ANNOTATE_SOCKET")
         self._socket_path = named or default_socket_path()
         self._writer = _Writer(socket_path or None)
+        self._write_plain = self._writer.write_plain
         self._told = False
         if not self._writer.connect():
             self._tell()
@@ -125,7 +126,9 @@ class AnnotationWriter:
 
     def write(self, labels: dict[str, str], pid: int | None = None, ts_ns: int | None = None) -> bool:
         """Sends labels and returns whether they were taken; raises AnnotationError for what is against the protocol."""
-        taken = self._writer.write_encoded(encode_annotation(labels, pid, ts_ns))
+        taken = self._write_plain(labels, pid, ts_ns)
+        if taken is None:
+            taken = self._writer.write_encoded(encode_annotation(labels, pid, ts_ns))
         if not taken:
             self._tell()
         return taken
