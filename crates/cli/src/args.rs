@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod daemon;
+
+pub(crate) use daemon::{CostArgs, DaemonArgs, StoreArgs};
+
 /// Tells you why your GPU job is slow.
 ///
 /// Watches a training or inference process from outside (`trace`, by eBPF, as root) or from inside without root
@@ -142,6 +146,12 @@ pub(crate) struct RecordArgs {
     pub(crate) inference: InferenceArgs,
     #[command(flatten)]
     pub(crate) outgoing: OutgoingArgs,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    #[command(flatten)]
+    pub(crate) cost: CostArgs,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
     /// The command and its arguments, after --
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
@@ -171,6 +181,12 @@ pub(crate) struct TraceArgs {
     pub(crate) inference: InferenceArgs,
     #[command(flatten)]
     pub(crate) outgoing: OutgoingArgs,
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    #[command(flatten)]
+    pub(crate) cost: CostArgs,
+    #[command(flatten)]
+    pub(crate) daemon: DaemonArgs,
     /// Start this command and trace it, after --
     #[arg(last = true, value_name = "CMD", conflicts_with = "pid")]
     pub(crate) command: Vec<std::ffi::OsString>,
@@ -312,6 +328,9 @@ pub(crate) struct InferenceRules {
     /// While a finding of this severity is fresh its process is not judged (low, medium, high, critical, off) [default: high]
     #[arg(long, value_name = "SEVERITY", value_parser = parse_pause, hide_short_help = true)]
     pub(crate) inference_pause_on_severity: Option<Pause>,
+    /// Outliers of this bucket or further out end the thinning out of --inference-sampler for 30s (1.5x, 2x, 3x, off) [default: 3x]
+    #[arg(long, value_name = "BUCKET", value_parser = parse_degrade, hide_short_help = true)]
+    pub(crate) inference_sampler_degrade_on: Option<DegradeOn>,
     /// Tell steps apart by phase (rule), or have one baseline a stream (off) [default: rule]
     #[arg(long, value_name = "WHICH", value_enum, hide_short_help = true)]
     pub(crate) inference_phase_classifier: Option<Classifier>,
@@ -356,6 +375,10 @@ pub(crate) struct InferenceRules {
 /// Which severity pauses the judgement, if one does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pause(pub(crate) Option<warptrace_model::Severity>);
+
+/// Which bucket of outliers has the sampler keep everything, if one does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DegradeOn(pub(crate) Option<warptrace_model::inference::OutlierBucket>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Classifier {
@@ -696,6 +719,16 @@ fn parse_pause(text: &str) -> Result<Pause, String> {
         text => warptrace_model::Severity::by_name(text)
             .map(|severity| Pause(Some(severity)))
             .ok_or_else(|| "one of low, medium, high, critical, off".into()),
+    }
+}
+
+fn parse_degrade(text: &str) -> Result<DegradeOn, String> {
+    use warptrace_model::inference::OutlierBucket;
+    match text {
+        "off" => Ok(DegradeOn(None)),
+        text => OutlierBucket::by_name(text)
+            .map(|bucket| DegradeOn(Some(bucket)))
+            .ok_or_else(|| "one of 1.5x, 2x, 3x, off".into()),
     }
 }
 

@@ -48,6 +48,9 @@ fn rules(args: &InferenceRules) -> anyhow::Result<InferenceSettings> {
     if let Some(pause) = args.inference_pause_on_severity {
         settings.pause_on = pause.0;
     }
+    if let Some(degrade) = args.inference_sampler_degrade_on {
+        settings.degrade_on = degrade.0;
+    }
     settings.fingerprint_key = args.inference_fingerprint_key;
     if args.inference_kvcache_lineage {
         let usual = KvLineage::default();
