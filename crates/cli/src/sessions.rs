@@ -107,6 +107,7 @@ pub(crate) fn run(global: &Global, args: &SessionsArgs) -> anyhow::Result<u8> {
             let keep = Retention {
                 max_bytes: *max_size,
                 max_age: max_age.map(|age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)),
+                ..Retention::default()
             };
             prune(&dirs, keep)?;
         }

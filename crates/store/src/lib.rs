@@ -33,7 +33,7 @@ pub use dirs::{DataDir, Env, SYSTEM_DATA};
 pub use error::{SegmentError, StoreError};
 pub use list::{Pruned, Retention, SessionSummary, find, list_sessions, newest, prune, remove};
 pub use memory::MemoryLevel;
-pub use meta::{FORMAT_VERSION, Identity, SessionMeta};
+pub use meta::{FORMAT_VERSION, Identity, Part, SessionMeta};
 pub use request::StoredRequest;
 pub use rows::{FLAG_THREAD, Frame, Stack, StoredLoss, TABLES, table_schema};
 pub use session::{EventStream, OpStats, Session, State, TableFiles, UnsealedStream};

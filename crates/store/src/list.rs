@@ -145,6 +145,8 @@ pub struct Retention {
     pub max_bytes: Option<u64>,
     /// Sessions that ended (or, not ended, began) so long ago go, ns.
     pub max_age: Option<u64>,
+    /// Sessions of recordings that went on in others, which are not being written; the oldest go first. Others stay.
+    pub max_parts: Option<usize>,
 }
 
 /// What [`prune`] did.
@@ -182,7 +184,15 @@ pub fn prune(
         left: all.iter().map(|s| s.bytes).sum(),
         ..Pruned::default()
     };
+    let is_finished_part = |summary: &SessionSummary| match &summary.session {
+        Ok((meta, state)) => meta.part.is_some() && *state != State::Live,
+        Err(_) => false,
+    };
+    let parts = all.iter().filter(|s| is_finished_part(s)).count();
+    let mut old_parts = keep.max_parts.map_or(0, |max| parts.saturating_sub(max));
     for summary in all {
+        let is_old_part = old_parts > 0 && is_finished_part(&summary);
+        old_parts -= usize::from(is_old_part);
         let too_much = keep.max_bytes.is_some_and(|max| pruned.left > max);
         let (over, live) = match &summary.session {
             Ok((meta, state)) => (meta.ended.unwrap_or(meta.created), *state == State::Live),
@@ -192,7 +202,7 @@ pub fn prune(
             .max_age
             .is_some_and(|age| now.0.saturating_sub(over.0) > age);
         // A live one is not even asked for by its age: it is as old as now.
-        if !(too_much || too_old && !live) {
+        if !(too_much || is_old_part || too_old && !live) {
             continue;
         }
         match remove(&**fs, &summary.path) {

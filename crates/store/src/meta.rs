@@ -43,6 +43,9 @@ pub struct SessionMeta {
     pub clock: Vec<ClockAnchor>,
     #[serde(default)]
     pub identity: Identity,
+    /// Of a recording that goes on over several sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
     /// The user whose session it is.
     #[serde(default)]
     pub uid: u32,
@@ -71,6 +74,15 @@ pub struct Identity {
     pub world_size: Option<u32>,
 }
 
+/// Which part of a recording a session is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Id of the recording's first session.
+    pub recording: String,
+    /// 1 is that first session.
+    pub number: u32,
+}
+
 impl SessionMeta {
     /// A session that begins at `anchor`, with a new id; everything else is empty.
     pub fn new(anchor: ClockAnchor) -> SessionMeta {
@@ -85,10 +97,45 @@ impl SessionMeta {
             sources: Vec::new(),
             clock: vec![anchor],
             identity: Identity::default(),
+            part: None,
             uid: 0,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: String::new(),
             cpus: 0,
+        }
+    }
+
+    /// The first of the sessions of a recording that will go on in others.
+    #[must_use]
+    pub fn rolling(self) -> SessionMeta {
+        let first = Part {
+            recording: self.id.clone(),
+            number: 1,
+        };
+        SessionMeta {
+            part: Some(first),
+            ..self
+        }
+    }
+
+    /// The session in which this one's recording goes on from `anchor`.
+    #[must_use]
+    pub fn next(&self, anchor: ClockAnchor) -> SessionMeta {
+        let part = self.part.clone().unwrap_or_else(|| Part {
+            recording: self.id.clone(),
+            number: 1,
+        });
+        let new = SessionMeta::new(anchor);
+        SessionMeta {
+            id: new.id,
+            created: new.created,
+            ended: None,
+            clock: new.clock,
+            part: Some(Part {
+                number: part.number.saturating_add(1),
+                ..part
+            }),
+            ..self.clone()
         }
     }
 

@@ -15,7 +15,7 @@ use arrow::array::RecordBatch;
 use warptrace_formats::memory::Upgrade;
 use warptrace_model::{
     Annotation, BootNanos, ClockAnchor, Event, Finding, Gap, GapCode, Histogram, Loss, LossReason,
-    MemoryEvent, OpKey, ProcessInfo, ThreadName, Unit, Window,
+    FilePath, MemoryEvent, OpKey, ProcessInfo, ThreadName, Unit, Window,
 };
 
 use crate::error::{SegmentError, StoreError};
@@ -276,6 +276,15 @@ impl Session {
     pub fn threads(&self) -> Result<Vec<ThreadName>, StoreError> {
         let rows = self.rows(None, |r: ThreadRow| Some(r.name()))?;
         Ok(latest(rows, |t| t.thread))
+    }
+
+    /// What the open files of each process are called, by its last word.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn file_paths(&self) -> Result<Vec<FilePath>, StoreError> {
+        let rows = self.rows(None, |r: FileRow| Some(r.path()))?;
+        Ok(latest(rows, |f| (f.pid, f.fd)))
     }
 
     /// User stacks, the last word of each id.

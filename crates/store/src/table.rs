@@ -157,6 +157,7 @@ struct Closed {
     number: u32,
     extents: Vec<Extent>,
     rows: u64,
+    bytes: u64,
 }
 
 /// A sealed segment.
@@ -255,6 +256,7 @@ impl Segments {
                     number: stream.number,
                     extents: stream.extents,
                     rows: stream.rows,
+                    bytes: stream.len,
                 });
             }
         }
@@ -321,6 +323,14 @@ impl Segments {
         segment::abandon(fs, &self.dir, closed.number);
         self.closed.push_back(closed);
         self.error(e)
+    }
+
+    /// Bytes of all files, but for one that is being sealed.
+    pub(crate) fn bytes(&self) -> u64 {
+        let streams = self.stream.iter().chain(&self.ended).map(|s| s.len);
+        let sealing = self.seal.iter().map(|(_, closed)| closed.bytes);
+        let closed = self.closed.iter().map(|closed| closed.bytes);
+        self.kept_bytes() + streams.chain(sealing).chain(closed).sum::<u64>()
     }
 
     /// Bytes of the sealed segments.

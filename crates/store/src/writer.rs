@@ -25,6 +25,7 @@ use crate::rows::{
     AnnotationRow, DropRow, EventRow, FileRow, FindingRow, Frame, GapRow, MemoryRow, OffCpuRow,
     OpsRow, ProcessRow, RequestRow, Stack, StackRow, SystemRow, Table, ThreadRow, UnitRow,
 };
+use crate::session::Session;
 use crate::table::{Dropped, Kept, Shared, TableWriter, dir_mode, union};
 
 /// The name of the file in a session's directory that its writer holds locked.
@@ -251,6 +252,39 @@ impl SessionWriter {
     /// The session's directory.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Bytes of the tables' files. What is not flushed yet is not in it, and while a segment is sealed the disk holds it twice.
+    pub fn bytes(&mut self) -> u64 {
+        let mut bytes = 0;
+        for_each_table!(self.tables, |table| bytes += table.segments().bytes());
+        bytes
+    }
+
+    /// Takes over what is told once and is so still: the names of processes, threads and files of `of`, as far as `is_alive`, and its
+    /// stacks. For a session that goes on where another ended.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], reading `of`.
+    pub fn inherit(
+        &mut self,
+        of: &Session,
+        is_alive: impl Fn(Pid) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut known = Vec::new();
+        let processes = of.processes()?.into_iter();
+        known.extend(processes.map(|p| (p.incarnation.pid, Event::ProcessInfo(Box::new(p)))));
+        let threads = of.threads()?.into_iter();
+        known.extend(threads.map(|t| (t.thread.pid, Event::ThreadName(t))));
+        let files = of.file_paths()?.into_iter();
+        known.extend(files.map(|f| (f.pid, Event::FilePath(Box::new(f)))));
+        for (pid, event) in known {
+            if is_alive(pid) {
+                self.event(&event);
+            }
+        }
+        self.resolved_stacks(&of.stacks()?);
+        Ok(())
     }
 
     /// Why the disk refused last, while it does.

@@ -172,7 +172,7 @@ fn pruning_by_bytes_removes_the_oldest_and_never_the_live_one() {
     }
     let keep = Retention {
         max_bytes: Some(250 * 1024),
-        max_age: None,
+        ..Retention::default()
     };
     let pruned = prune(&shared(&fs), Path::new("/data"), keep, UnixNanos(11 * DAY)).unwrap();
     let removed: Vec<&str> = pruned.removed.iter().map(|(id, _)| id.as_str()).collect();
@@ -194,13 +194,92 @@ fn pruning_by_age_goes_by_the_end_and_spares_what_it_cannot_read() {
         br#"{"format":9}"#.to_vec(),
     );
     let keep = Retention {
-        max_bytes: None,
         max_age: Some(4 * DAY),
+        ..Retention::default()
     };
     let pruned = prune(&shared(&fs), Path::new("/data"), keep, UnixNanos(10 * DAY)).unwrap();
     let removed: Vec<&str> = pruned.removed.iter().map(|(id, _)| id.as_str()).collect();
     assert_eq!(removed, ["1", "2"]);
     assert_eq!(ids(&fs), ["4", "3"]);
+}
+
+#[test]
+fn of_recordings_that_go_on_the_oldest_sessions_go_and_what_somebody_recorded_stays() {
+    let fs = MemFs::new();
+    ended(&fs, "0-mine", 1, 1);
+    let anchor = |day: u64| ClockAnchor {
+        boot: BootNanos(START),
+        unix: UnixNanos(day * DAY),
+    };
+    let mut meta = SessionMeta::new(anchor(1)).rolling();
+    let mut live = None;
+    for day in 2..7 {
+        meta = meta.next(anchor(day));
+        meta.id = format!("part-{day}");
+        let dir = DataDir::at("/data");
+        let writer = SessionWriter::create(shared(&fs), &dir, meta.clone()).unwrap();
+        match day {
+            6 => live = Some(writer),
+            // Killed: it counts as well.
+            4 => drop(writer),
+            _ => writer.seal().unwrap(),
+        }
+    }
+    let keep = Retention {
+        max_parts: Some(2),
+        ..Retention::default()
+    };
+    prune(&shared(&fs), Path::new("/data"), keep, UnixNanos(9 * DAY)).unwrap();
+    assert_eq!(ids(&fs), ["part-6", "part-5", "part-4", "0-mine"]);
+    assert_eq!(meta.part.unwrap().number, 6);
+    drop(live);
+}
+
+#[test]
+fn a_session_that_goes_on_knows_the_names_of_what_still_lives() {
+    let fs = MemFs::new();
+    let mut first = create(&fs, "1", Limits::default()).unwrap();
+    let process = |pid: u32| {
+        Event::ProcessInfo(Box::new(ProcessInfo {
+            incarnation: Incarnation {
+                pid: Pid(pid),
+                start_ticks: pid.into(),
+            },
+            name: "serve".into(),
+            ..ProcessInfo::default()
+        }))
+    };
+    let thread = |pid: u32| {
+        Event::ThreadName(ThreadName {
+            thread: Thread::new(pid, pid + 1),
+            name: "loader".into(),
+        })
+    };
+    let file = |pid: u32| {
+        Event::FilePath(Box::new(FilePath {
+            pid: Pid(pid),
+            fd: 7,
+            path: "/models/weights".into(),
+        }))
+    };
+    for pid in [10, 20] {
+        first.events(&[process(pid), thread(pid), file(pid)]);
+    }
+    first.stacks(&[(5, vec![0x1000, 0x2000])]);
+    first.flush_now();
+    let mut second = create(&fs, "2", Limits::default()).unwrap();
+    let before = second.bytes();
+    let read = open(&fs, "1").unwrap();
+    second.inherit(&read, |pid| pid == Pid(20)).unwrap();
+    second.flush_now();
+    assert!(before == 0 && second.bytes() > 0);
+    second.seal().unwrap();
+    let second = open(&fs, "2").unwrap();
+    let pids = |pids: Vec<Pid>| assert_eq!(pids, [Pid(20)]);
+    pids(second.processes().unwrap().iter().map(|p| p.incarnation.pid).collect());
+    pids(second.threads().unwrap().iter().map(|t| t.thread.pid).collect());
+    pids(second.file_paths().unwrap().iter().map(|f| f.pid).collect());
+    assert_eq!(second.stacks().unwrap(), read.stacks().unwrap());
 }
 
 #[test]
