@@ -12,6 +12,7 @@
 //! the disk. Closing it in order (sources, channel, engine, store) loses nothing that a source had.
 
 mod annotate;
+mod health;
 mod live;
 mod load;
 mod memory;
@@ -27,7 +28,8 @@ pub use annotate::{
     AnnotationCounts, AnnotationReceiver, AnnotationSocket, Capture, CaptureSocket, ConnectionLoss,
     Limits as SocketLimits, LineLoss, SocketError, SocketOptions,
 };
+pub use health::Health;
 pub use load::{DiskFolder, MAX_ENTRIES, MemoryLoad, load_memory};
-pub use outgoing::Outgoing;
+pub use outgoing::{Kept, NewOutgoing, Outgoing};
 pub use outliers::{OutlierCounts, OutlierSocket};
 pub use pipeline::{AgentError, Config, Finished, Recording};

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use warptrace_engine::{Engine, InferenceOutput};
 use warptrace_export::alert::{Alerter, Raised, of_finding, of_outlier, of_straggle};
-use warptrace_export::{MetricSender, Scrape, SpanSender};
+use warptrace_export::{MetricSender, Scrape, SpanSender, Stage};
 use warptrace_formats::metrics::Names;
 use warptrace_formats::otlp::{finding_span, outlier_span};
 use warptrace_formats::outlier_stream::{Message, Node};
@@ -17,6 +18,7 @@ use warptrace_model::inference::Outlier;
 use warptrace_model::metric::{Snapshot, add_outlier_exemplars, inference_families};
 use warptrace_model::{BootNanos, ClockAnchor, Finding, FindingId, Object, SpanContext};
 
+use crate::health::Health;
 use crate::outliers::OutlierSocket;
 use crate::servers::Servers;
 
@@ -28,8 +30,10 @@ const FINDING_OVER_NANOS: u64 = 60_000_000_000;
 const FINDINGS: usize = 256;
 /// The newest outliers, which metrics show as exemplars.
 const EXEMPLARS: usize = 128;
-/// How long what waits may take at the end, for each way out.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long what waits may take at the end, in all ways out at once: half of the 2 s in which a recording is to stop.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long what waits in a way that is given up may take, while the recording goes on.
+const PATIENCE_BESIDE: Duration = Duration::from_secs(30);
 
 /// The ways out, as far as they are wanted.
 #[derive(Default)]
@@ -57,9 +61,28 @@ impl std::fmt::Debug for Outgoing {
     }
 }
 
+/// Other ways out, for a recording that runs.
+#[derive(Debug, Default)]
+pub struct NewOutgoing {
+    pub outgoing: Outgoing,
+    pub keep: Kept,
+}
+
+/// Ways that stay as they are, whatever the new ones say of them: an address or a path can be taken only once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Kept {
+    pub outliers: bool,
+    pub scrape: bool,
+    pub metrics: bool,
+    pub spans: bool,
+    pub alerts: bool,
+}
+
 /// [`Outgoing`] at work.
 pub(crate) struct Out {
     to: Outgoing,
+    /// Ways that were given up, and still send.
+    leaving: Vec<JoinHandle<()>>,
     began: BootNanos,
     published: BootNanos,
     pushed: BootNanos,
@@ -69,17 +92,46 @@ pub(crate) struct Out {
 }
 
 impl Out {
-    pub(crate) fn new(to: Outgoing, began: BootNanos) -> Out {
-        if let Some(scrape) = &to.scrape {
-            scrape.set_ready(true);
-        }
+    pub(crate) fn new(to: Outgoing, began: BootNanos, health: &Arc<Health>) -> Out {
+        to.begin(health);
         Out {
             to,
+            leaving: Vec::new(),
             began,
             published: began,
             pushed: began,
             findings: BTreeMap::new(),
             outliers: Vec::new(),
+        }
+    }
+
+    /// Goes on with other ways out. Nothing that waits is lost, and nothing here waits for it.
+    pub(crate) fn reload(&mut self, next: NewOutgoing, health: &Arc<Health>) {
+        let NewOutgoing { outgoing, keep } = next;
+        let mut old = std::mem::replace(&mut self.to, outgoing);
+        let to = &mut self.to;
+        if keep.outliers {
+            to.outliers = old.outliers.take();
+        }
+        if keep.scrape {
+            to.scrape = old.scrape.take();
+        }
+        if keep.metrics {
+            to.metrics = old.metrics.take();
+        }
+        if keep.spans {
+            to.spans = old.spans.take();
+        }
+        if keep.alerts {
+            to.alerts = old.alerts.take();
+        }
+        to.begin(health);
+        self.leaving.retain(|leaving| !leaving.is_finished());
+        let thread = Builder::new().name("wt-leaving".to_owned());
+        let leaving = thread.spawn(move || old.close(Instant::now() + PATIENCE_BESIDE));
+        match leaving {
+            Ok(leaving) => self.leaving.push(leaving),
+            Err(e) => tracing::warn!(error = %e, "what waited for the old ways out is lost"),
         }
     }
 
@@ -224,32 +276,67 @@ impl Out {
     ) {
         self.end_findings(now.plus(FINDING_OVER_NANOS), clock);
         let snapshot = Arc::new(self.snapshot(now, engine, servers, clock));
-        let until = || Instant::now() + PATIENCE;
+        let until = Instant::now() + PATIENCE;
         if let Some(scrape) = &self.to.scrape {
             scrape.publish(Arc::clone(&snapshot));
-            scrape.set_ready(false);
+            scrape.set_stage(Stage::Stopping);
         }
         if let Some((sender, _)) = &self.to.metrics {
             sender.offer(snapshot);
-            if !sender.close(until()) {
+        }
+        self.to.close(until);
+        while Instant::now() < until && self.leaving.iter().any(|thread| !thread.is_finished()) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Outgoing {
+    fn begin(&self, health: &Arc<Health>) {
+        if let Some(scrape) = &self.scrape {
+            let health = Arc::clone(health);
+            scrape.set_watch(move || health.check());
+            scrape.set_stage(Stage::Ready);
+        }
+    }
+
+    /// Sends what waits by all ways at once: one that hangs takes nothing from the others.
+    fn close(self, until: Instant) {
+        let metrics = || {
+            if let Some((sender, _)) = &self.metrics
+                && !sender.close(until)
+            {
                 tracing::warn!(counts = ?sender.counts(), "not all metrics reached the collector");
             }
-        }
-        if let Some(spans) = &self.to.spans
-            && !spans.close(until())
-        {
-            tracing::warn!(counts = ?spans.counts(), "not all spans reached the collector");
-        }
-        if let Some(alerts) = &self.to.alerts
-            && !alerts.close(until())
-        {
-            tracing::warn!(counts = ?alerts.counts(), "not all alerts were sent");
-        }
-        if let Some(socket) = &self.to.outliers {
-            let counts = socket.counts();
-            if counts.queue_full + counts.unwritable > 0 {
-                tracing::warn!(?counts, "not all outliers were told");
+        };
+        let spans = || {
+            if let Some(spans) = &self.spans
+                && !spans.close(until)
+            {
+                tracing::warn!(counts = ?spans.counts(), "not all spans reached the collector");
             }
-        }
+        };
+        let alerts = || {
+            if let Some(alerts) = &self.alerts
+                && !alerts.close(until)
+            {
+                tracing::warn!(counts = ?alerts.counts(), "not all alerts were sent");
+            }
+        };
+        std::thread::scope(|threads| {
+            let ways: [&(dyn Fn() + Sync); 3] = [&metrics, &spans, &alerts];
+            for way in ways {
+                let thread = Builder::new().name("wt-closing".to_owned());
+                if thread.spawn_scoped(threads, way).is_err() {
+                    way();
+                }
+            }
+            if let Some(socket) = self.outliers {
+                let counts = socket.counts();
+                if counts.queue_full + counts.unwritable > 0 {
+                    tracing::warn!(?counts, "not all outliers were told");
+                }
+            }
+        });
     }
 }

@@ -17,9 +17,10 @@ use warptrace_model::{BootNanos, ClockAnchor, Event, Gap, Loss, LossReason};
 use warptrace_store::{Frame, SessionWriter, Stack, StoreError};
 
 use crate::annotate::{AnnotationReceiver, AnnotationSocket};
+use crate::health::Health;
 use crate::live::LiveState;
 use crate::memory::MemoryRecords;
-use crate::outgoing::{Out, Outgoing};
+use crate::outgoing::{NewOutgoing, Out, Outgoing};
 use crate::places::Places;
 use crate::said::Annotations;
 use crate::servers::Servers;
@@ -85,6 +86,8 @@ pub struct Finished {
 pub struct Recording {
     stop: Arc<AtomicBool>,
     live: Arc<Mutex<Live>>,
+    health: Arc<Health>,
+    outgoing: Arc<Mutex<Option<NewOutgoing>>>,
     records: Arc<AtomicU64>,
     capture: JoinHandle<()>,
     sampler: JoinHandle<()>,
@@ -125,6 +128,7 @@ impl Recording {
         let stop = Arc::new(AtomicBool::new(false));
         let live = Arc::new(Mutex::new(Live::default()));
         let records = Arc::new(AtomicU64::new(0));
+        let next_outgoing = Arc::new(Mutex::new(None));
         let (sender, receiver) = sync_channel(QUEUE_BATCHES);
 
         let state = LiveState::new(
@@ -136,6 +140,7 @@ impl Recording {
         let interval_ms = u64::try_from(sample_every.as_millis()).unwrap_or(u64::MAX);
         let memory = MemoryRecords::new(&meta.id, &meta.host, interval_ms);
         let (now, anchor) = (clock::boot_now(), clock::anchor());
+        let health = Arc::new(Health::new(now));
         let pipeline = Pipeline {
             engine: match inference {
                 Some(settings) => {
@@ -151,7 +156,9 @@ impl Recording {
                 None => Engine::new(rules),
             },
             servers: engines.map(Servers::new),
-            out: outgoing.map(|outgoing| Out::new(outgoing, now)),
+            out: outgoing.map(|outgoing| Out::new(outgoing, now, &health)),
+            next_outgoing: Arc::clone(&next_outgoing),
+            health: Arc::clone(&health),
             clock: anchor,
             writer,
             tap,
@@ -204,6 +211,8 @@ impl Recording {
         Ok(Recording {
             stop,
             live,
+            health,
+            outgoing: next_outgoing,
             records,
             capture,
             sampler,
@@ -218,6 +227,17 @@ impl Recording {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Whether it does its work.
+    pub fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.health)
+    }
+
+    /// Other ways out from the pipeline's next turn on. What waits in those that are given up goes on being sent for a while, beside
+    /// the recording.
+    pub fn reload(&self, outgoing: NewOutgoing) {
+        *self.outgoing.lock().unwrap_or_else(PoisonError::into_inner) = Some(outgoing);
     }
 
     /// Whether a thread ended by itself: nothing more will be recorded.
@@ -360,6 +380,8 @@ struct Pipeline {
     engine: Engine,
     servers: Option<Servers>,
     out: Option<Out>,
+    next_outgoing: Arc<Mutex<Option<NewOutgoing>>>,
+    health: Arc<Health>,
     clock: ClockAnchor,
     writer: SessionWriter,
     tap: Option<SyncSender<Vec<Event>>>,
@@ -404,10 +426,12 @@ impl Pipeline {
                 self.clock = clock::anchor();
                 self.writer.anchor(self.clock);
             }
+            self.reload(now);
             if let Some(out) = &mut self.out {
                 out.tick(now, &self.engine, self.servers.as_mut(), self.clock);
             }
             self.writer.tick(now);
+            self.health.turn(now, self.writer.failing());
             if now.since(self.published) >= 200_000_000 {
                 self.published = now;
                 self.publish(now);
@@ -436,6 +460,18 @@ impl Pipeline {
         }
         self.publish(now);
         self.writer.seal()
+    }
+
+    /// Takes up other ways out, when there are some.
+    fn reload(&mut self, now: BootNanos) {
+        let next = &self.next_outgoing;
+        let Some(next) = next.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
+        match &mut self.out {
+            Some(out) => out.reload(next, &self.health),
+            None => self.out = Some(Out::new(next.outgoing, now, &self.health)),
+        }
     }
 
     fn take(&mut self, message: Message) {

@@ -24,7 +24,7 @@ mod spans;
 
 pub use metrics::{MetricSender, MetricSettings, Temporality};
 pub use resource::{HostFacts, ResourceOptions, resource_attributes};
-pub use scrape::{Scrape, ScrapeConfig, ScrapeError, ServerTls};
+pub use scrape::{Scrape, ScrapeConfig, ScrapeError, ServerTls, Stage};
 pub use spans::{Batching, Counts, DropReason, SpanSender};
 
 /// The first bytes of `text`, `limit` at most, ending with a whole character.

@@ -124,19 +124,38 @@ pub enum ScrapeError {
 }
 
 /// Serves the last snapshot that it was given. Dropping it ends the server.
-#[derive(Debug)]
 pub struct Scrape {
     shared: Arc<Shared>,
     address: SocketAddr,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scrape")
+            .field("address", &self.address)
+            .field("stage", &self.shared.stage)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the process does, as `/readyz` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It does not do its work yet.
+    Starting,
+    Ready,
+    Stopping,
+}
+
+/// What is wrong with the process, if anything is.
+type Watch = dyn Fn() -> Result<(), String> + Send + Sync;
+
 struct Shared {
     names: Names,
     token: Option<String>,
     snapshot: Mutex<Option<Arc<Snapshot>>>,
-    ready: AtomicBool,
-    healthy: AtomicBool,
+    stage: Mutex<Stage>,
+    watch: Mutex<Option<Box<Watch>>>,
     stopped: AtomicBool,
     open: AtomicUsize,
     turned_away: AtomicU64,
@@ -149,7 +168,7 @@ impl<T: Read + Write> Stream for T {}
 type Accept = dyn Fn(Timed<TcpStream>) -> Option<Box<dyn Stream>> + Send + Sync;
 
 impl Scrape {
-    /// Listens, and starts the thread that serves. Healthy, and not ready until [`Scrape::set_ready`].
+    /// Listens, and starts the thread that serves. [`Stage::Starting`], and healthy as far as nobody says otherwise.
     ///
     /// # Errors
     /// See [`ScrapeError`].
@@ -190,8 +209,8 @@ impl Scrape {
             names: config.names,
             token: config.token.clone(),
             snapshot: Mutex::new(None),
-            ready: AtomicBool::new(false),
-            healthy: AtomicBool::new(true),
+            stage: Mutex::new(Stage::Starting),
+            watch: Mutex::new(None),
             stopped: AtomicBool::new(false),
             open: AtomicUsize::new(0),
             turned_away: AtomicU64::new(0),
@@ -216,14 +235,15 @@ impl Scrape {
         drop(old);
     }
 
-    /// What `/readyz` says: that the process does its work.
-    pub fn set_ready(&self, ready: bool) {
-        self.shared.ready.store(ready, Ordering::Relaxed);
+    /// What `/readyz` says: 200 while the process does its work.
+    pub fn set_stage(&self, stage: Stage) {
+        *lock(&self.shared.stage) = stage;
     }
 
-    /// What `/healthz` says: that the process should not be started anew.
-    pub fn set_healthy(&self, healthy: bool) {
-        self.shared.healthy.store(healthy, Ordering::Relaxed);
+    /// What `/healthz` says: `watch` is called for each question, and gives what is wrong with the process, so that it should be
+    /// started anew or looked after. It must not wait.
+    pub fn set_watch(&self, watch: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
+        *lock(&self.shared.watch) = Some(Box::new(watch));
     }
 
     /// Connections that were answered with 503, since there were too many at once.
@@ -303,10 +323,6 @@ impl Drop for Open {
 
 impl Shared {
     fn answer(&self, request: &Request) -> Answer {
-        let state = |is: bool, yes: &str, no: &str| match is {
-            true => Answer::text(200, yes),
-            false => Answer::text(503, no),
-        };
         let answer = match request.path() {
             "/metrics" if !self.may_ask(request) => {
                 let answer = Answer::text(401, "a token is needed\n");
@@ -321,12 +337,15 @@ impl Shared {
                 };
                 Answer::new(200, format.content_type(), text.into_bytes())
             }
-            "/healthz" => state(
-                self.healthy.load(Ordering::Relaxed),
-                "ok\n",
-                "not healthy\n",
-            ),
-            "/readyz" => state(self.ready.load(Ordering::Relaxed), "ready\n", "not ready\n"),
+            "/healthz" => match lock(&self.watch).as_ref().map_or(Ok(()), |watch| watch()) {
+                Ok(()) => Answer::text(200, "ok\n"),
+                Err(wrong) => Answer::text(503, &format!("not healthy: {wrong}\n")),
+            },
+            "/readyz" => match *lock(&self.stage) {
+                Stage::Starting => Answer::text(503, "not ready: starting\n"),
+                Stage::Ready => Answer::text(200, "ready\n"),
+                Stage::Stopping => Answer::text(503, "not ready: stopping\n"),
+            },
             _ => Answer::text(404, "there are /metrics, /healthz and /readyz\n"),
         };
         answer.to(request)

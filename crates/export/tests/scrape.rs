@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use support::*;
-use warptrace_export::{Scrape, ScrapeConfig, ScrapeError, ServerTls};
+use warptrace_export::{Scrape, ScrapeConfig, ScrapeError, ServerTls, Stage};
 use warptrace_formats::metrics::Names;
 use warptrace_formats::prometheus_text::Samples;
 use warptrace_model::metric::{Meter, Number, Snapshot, metric};
@@ -94,24 +94,24 @@ fn a_scraper_gets_the_newest_snapshot_in_the_format_that_it_asks_for() {
 }
 
 #[test]
-fn health_and_readiness_say_what_they_were_told() {
+fn health_and_readiness_say_what_they_were_told_and_what_is_wrong() {
     let scrape = Scrape::start(&config()).unwrap();
-    let status = |path: &str| {
-        let (head, _) = get(scrape.address(), path, "");
-        head[9..12].to_owned()
+    let ask = |path: &str| {
+        let (head, body) = get(scrape.address(), path, "");
+        format!("{} {body}", &head[9..12])
     };
-    assert_eq!(
-        (status("/healthz"), status("/readyz")),
-        ("200".into(), "503".into())
-    );
-    scrape.set_ready(true);
-    scrape.set_healthy(false);
-    assert_eq!(
-        (status("/healthz"), status("/readyz")),
-        ("503".into(), "200".into())
-    );
-    assert_eq!(status("/"), "404");
-    assert_eq!(status("/metrics/../etc/passwd"), "404");
+    assert_eq!(ask("/healthz"), "200 ok\n");
+    assert_eq!(ask("/readyz"), "503 not ready: starting\n");
+    scrape.set_stage(Stage::Ready);
+    scrape.set_watch(|| Err("the disk is full".to_owned()));
+    assert_eq!(ask("/healthz"), "503 not healthy: the disk is full\n");
+    assert_eq!(ask("/readyz"), "200 ready\n");
+    scrape.set_stage(Stage::Stopping);
+    scrape.set_watch(|| Ok(()));
+    assert_eq!(ask("/healthz"), "200 ok\n");
+    assert_eq!(ask("/readyz"), "503 not ready: stopping\n");
+    assert!(ask("/").starts_with("404"));
+    assert!(ask("/metrics/../etc/passwd").starts_with("404"));
 }
 
 #[test]
