@@ -58,6 +58,11 @@ impl LiveState {
         }
     }
 
+    /// What is recorded goes to another session from now on.
+    pub(crate) fn session(&mut self, id: &str) {
+        id.clone_into(&mut self.session);
+    }
+
     pub(crate) fn events(&mut self, events: &[Event]) {
         for event in events {
             match event {

@@ -45,6 +45,12 @@ impl MemoryRecords {
         }
     }
 
+    /// The records go to another session from now on, which has none yet.
+    pub(crate) fn session(&mut self, id: &str) {
+        id.clone_into(&mut self.session);
+        self.begun.clear();
+    }
+
     pub(crate) fn process(&mut self, p: &ProcessInfo) {
         if self.places.len() >= PROCESSES {
             self.places.clear();

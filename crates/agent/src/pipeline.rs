@@ -1,5 +1,6 @@
 //! Threads and channels of one recording.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,7 @@ use crate::live::LiveState;
 use crate::memory::MemoryRecords;
 use crate::outgoing::{NewOutgoing, Out, Outgoing};
 use crate::places::Places;
+use crate::rollover::{Keeper, Rollover};
 use crate::said::Annotations;
 use crate::servers::Servers;
 use crate::symbols;
@@ -58,6 +60,8 @@ pub struct Config {
     pub engines: Option<EngineWatch>,
     /// Where what is concluded goes, besides the session.
     pub outgoing: Option<Outgoing>,
+    /// When it goes on in a new session, and what is kept of old ones. Without it there is one session.
+    pub rollover: Option<Rollover>,
 }
 
 /// Why a recording did not end well. What was stored is there.
@@ -78,6 +82,8 @@ pub struct Finished {
     pub records: u64,
     /// The last state, with every drop: a full disk cannot hold the drops that it caused.
     pub live: Live,
+    /// The folder of the session, of the last one if there were several.
+    pub session: PathBuf,
     /// Whether the session was ended in good order. When not, it can be read up to its last flush.
     pub sealed: Result<(), StoreError>,
 }
@@ -92,7 +98,7 @@ pub struct Recording {
     capture: JoinHandle<()>,
     sampler: JoinHandle<()>,
     symbols: Option<JoinHandle<()>>,
-    pipeline: JoinHandle<Result<(), StoreError>>,
+    pipeline: JoinHandle<(PathBuf, Result<(), StoreError>)>,
 }
 
 enum Message {
@@ -110,7 +116,7 @@ impl Recording {
     pub fn start(
         config: Config,
         sources: Vec<Box<dyn Source>>,
-        writer: SessionWriter,
+        mut writer: SessionWriter,
     ) -> Result<Recording, AgentError> {
         let Config {
             rules,
@@ -124,6 +130,7 @@ impl Recording {
             inference,
             engines,
             outgoing,
+            rollover,
         } = config;
         let stop = Arc::new(AtomicBool::new(false));
         let live = Arc::new(Mutex::new(Live::default()));
@@ -141,6 +148,13 @@ impl Recording {
         let memory = MemoryRecords::new(&meta.id, &meta.host, interval_ms);
         let (now, anchor) = (clock::boot_now(), clock::anchor());
         let health = Arc::new(Health::new(now));
+        let keeper = match rollover {
+            Some(rollover) => {
+                writer.describe(|meta| *meta = meta.clone().rolling());
+                Some(Keeper::start(rollover, now).map_err(AgentError::Thread)?)
+            }
+            None => None,
+        };
         let pipeline = Pipeline {
             engine: match inference {
                 Some(settings) => {
@@ -160,6 +174,7 @@ impl Recording {
             next_outgoing: Arc::clone(&next_outgoing),
             health: Arc::clone(&health),
             clock: anchor,
+            keeper,
             writer,
             tap,
             state,
@@ -169,13 +184,14 @@ impl Recording {
             live: Arc::clone(&live),
             records: Arc::clone(&records),
             scratch: Vec::new(),
+            gaps,
             malformed: 0,
             anchored: now,
             published: BootNanos(0),
         };
         let thread = |name: &str| Builder::new().name(name.to_owned());
         let pipeline = thread("wt-pipeline")
-            .spawn(move || pipeline.run(receiver, gaps))
+            .spawn(move || pipeline.run(receiver))
             .map_err(AgentError::Thread)?;
         let (symbols, stacks) = match symbols {
             Some(symbols) => {
@@ -265,7 +281,7 @@ impl Recording {
             .symbols
             .map_or(Ok(()), JoinHandle::join)
             .map_err(|_| AgentError::Panicked("wt-symbols"));
-        let sealed = self
+        let (session, sealed) = self
             .pipeline
             .join()
             .map_err(|_| AgentError::Panicked("wt-pipeline"))?;
@@ -280,6 +296,7 @@ impl Recording {
         Ok(Finished {
             records: self.records.load(Ordering::Relaxed),
             live,
+            session,
             sealed,
         })
     }
@@ -383,6 +400,7 @@ struct Pipeline {
     next_outgoing: Arc<Mutex<Option<NewOutgoing>>>,
     health: Arc<Health>,
     clock: ClockAnchor,
+    keeper: Option<Keeper>,
     writer: SessionWriter,
     tap: Option<SyncSender<Vec<Event>>>,
     state: LiveState,
@@ -392,16 +410,18 @@ struct Pipeline {
     live: Arc<Mutex<Live>>,
     records: Arc<AtomicU64>,
     scratch: Vec<Event>,
+    /// Known before the recording began: they hold for each session of it.
+    gaps: Vec<Gap>,
     malformed: u64,
     anchored: BootNanos,
     published: BootNanos,
 }
 
 impl Pipeline {
-    fn run(mut self, receiver: Receiver<Message>, gaps: Vec<Gap>) -> Result<(), StoreError> {
+    fn run(mut self, receiver: Receiver<Message>) -> (PathBuf, Result<(), StoreError>) {
         self.writer.anchor(self.clock);
-        self.writer.gaps(&gaps);
-        self.state.gaps(&gaps);
+        self.writer.gaps(&self.gaps);
+        self.state.gaps(&self.gaps);
         loop {
             match receiver.recv_timeout(TICK) {
                 Ok(message) => {
@@ -431,6 +451,7 @@ impl Pipeline {
                 out.tick(now, &self.engine, self.servers.as_mut(), self.clock);
             }
             self.writer.tick(now);
+            self.roll(now);
             self.health.turn(now, self.writer.failing());
             if now.since(self.published) >= 200_000_000 {
                 self.published = now;
@@ -459,7 +480,30 @@ impl Pipeline {
             }]);
         }
         self.publish(now);
-        self.writer.seal()
+        let session = self.writer.path().to_owned();
+        let sealed = self.writer.seal();
+        if let Some(keeper) = self.keeper {
+            keeper.stop();
+        }
+        (session, sealed)
+    }
+
+    /// Goes on in a new session when it is time to.
+    fn roll(&mut self, now: BootNanos) {
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
+        let Some(next) = keeper.next(&mut self.writer, now) else {
+            return;
+        };
+        let losses = self.writer.losses();
+        let old = std::mem::replace(&mut self.writer, next);
+        keeper.retire(old);
+        self.state.losses(&losses);
+        self.writer.gaps(&self.gaps);
+        let id = &self.writer.meta().id;
+        self.state.session(id);
+        self.memory.session(id);
     }
 
     /// Takes up other ways out, when there are some.

@@ -197,6 +197,7 @@ impl Run<'_> {
             annotate: false,
             paused: false,
             inference: None,
+            store: None,
         };
         let bar = progress(talk, length);
         let mut injecting = None;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use warptrace_agent::{
     AnnotationReceiver, AnnotationSocket, Capture, CaptureSocket, Config, Finished, Outgoing,
-    Recording, SocketOptions,
+    Recording, Rollover, SocketOptions,
 };
 use warptrace_api::{Explain, ExplainQuestion};
 use warptrace_capture::clock;
@@ -24,9 +24,12 @@ use warptrace_formats::annotation::{
     CAPTURE_SOCKET_VARIABLE, SOCKET_VARIABLE, capture_socket_beside,
 };
 use warptrace_model::{Event, Gap};
+use warptrace_store::DataDir;
 use warptrace_tui::{Action, Tui};
 
-use crate::args::{Global, InferenceArgs, OutgoingArgs, RecordArgs, TraceArgs, TraceJson};
+use crate::args::{
+    Global, InferenceArgs, OutgoingArgs, RecordArgs, StoreArgs, TraceArgs, TraceJson,
+};
 use crate::launch::{self, Job, Program};
 use crate::signals::Signals;
 use crate::{explain, guest, inference, output, sessions};
@@ -54,6 +57,7 @@ pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
         annotate: args.annotate,
         paused: args.paused,
         inference: Some((&args.inference, &args.outgoing)),
+        store: Some(&args.store),
     };
     let mut ended = Outcome::default();
     let session = with_preload(global, &job, &signals, &mut |_| {}, &mut ended)?;
@@ -80,6 +84,7 @@ pub(crate) fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         annotate: args.annotate,
         paused: false,
         inference: Some((&args.inference, &args.outgoing)),
+        store: Some(&args.store),
     };
     let view = Trace {
         ring_size: args.ring_size,
@@ -112,9 +117,19 @@ pub(crate) struct Watched<'a> {
     pub(crate) paused: bool,
     /// Whether it is an inference server, and where what is found goes.
     pub(crate) inference: Option<(&'a InferenceArgs, &'a OutgoingArgs)>,
+    /// How long a session gets, and what is kept of old ones.
+    pub(crate) store: Option<&'a StoreArgs>,
 }
 
 impl Watched<'_> {
+    fn rollover(&self, dirs: &DataDir) -> Option<Rollover> {
+        let is_server = self
+            .inference
+            .is_some_and(|(inference, _)| inference.inference);
+        self.store
+            .and_then(|store| sessions::rollover(store, is_server, dirs))
+    }
+
     /// Checked, and ready, before the command begins.
     fn followed(&self, data: &Path) -> anyhow::Result<Followed> {
         match self.inference {
@@ -154,9 +169,8 @@ pub(crate) struct Trace {
     pub(crate) libraries: Vec<PathBuf>,
 }
 
-/// A finished recording and the folder of its session.
+/// A finished recording.
 pub(crate) struct Recorded {
-    pub(crate) folder: PathBuf,
     pub(crate) finished: Finished,
 }
 
@@ -219,7 +233,7 @@ pub(crate) fn with_preload(
         false => Capture::Always(None),
     };
     let capture = capture_socket(&dirs.path, &mut env, capture, job.paused)?;
-    let (writer, folder) = sessions::create(&dirs, &job.program.command, &["preload"])?;
+    let writer = sessions::create(&dirs, &job.program.command, &["preload"])?;
     let mut running = job.program.start(&env)?;
     started(running.pid());
     // Preload takes no stacks.
@@ -228,6 +242,7 @@ pub(crate) fn with_preload(
         inference: followed.inference,
         engines: followed.engines,
         outgoing: followed.outgoing,
+        rollover: job.rollover(&dirs),
         ..config(gpu, job, running.pid())
     };
     let recording = match Recording::start(config, vec![Box::new(source)], writer) {
@@ -240,7 +255,7 @@ pub(crate) fn with_preload(
     outlive(&mut running, &recording, signals, None, None, outcome)?;
     drop(capture);
     let finished = recording.stop()?;
-    Ok(Recorded { folder, finished })
+    Ok(Recorded { finished })
 }
 
 /// Records `job` from outside, probes attached before it begins.
@@ -271,7 +286,7 @@ pub(crate) fn with_ebpf(
         let mut source = Ebpf::start(&options).context("cannot trace from outside")?;
         source.watch(running.pid(), true)?;
         let gpu = gpu_poller(job.gpu_library.as_deref());
-        let (writer, folder) = sessions::create(&dirs, &job.program.command, &["ebpf"])?;
+        let writer = sessions::create(&dirs, &job.program.command, &["ebpf"])?;
         let (tap, events) = tap(view.json);
         let config = Config {
             tap,
@@ -280,15 +295,14 @@ pub(crate) fn with_ebpf(
             inference: followed.inference,
             engines: followed.engines,
             outgoing: followed.outgoing,
+            rollover: job.rollover(&dirs),
             ..config(gpu, job, running.pid())
         };
         let recording = Recording::start(config, vec![Box::new(source)], writer)?;
         running.release();
         started(running.pid());
         // A table would lie over the command's own output: with a command there are JSON lines, or the end.
-        let screen = view
-            .json
-            .map(|json| Screen::start(Some(json), events, folder.clone()));
+        let screen = view.json.map(|json| Screen::start(Some(json), events));
         outlive(
             &mut running,
             &recording,
@@ -300,7 +314,7 @@ pub(crate) fn with_ebpf(
         // Before the annotation socket, which may have made the folder.
         drop(capture);
         let finished = recording.stop()?;
-        Ok(Recorded { folder, finished })
+        Ok(Recorded { finished })
     })();
     if result.is_err() {
         running.kill();
@@ -344,7 +358,7 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         ..ebpf::Options::default()
     };
     let source = Ebpf::start(&options).context("cannot trace from outside")?;
-    let (writer, folder) = sessions::create(&dirs, &[], &["ebpf"])?;
+    let writer = sessions::create(&dirs, &[], &["ebpf"])?;
     let (tap, events) = tap(args.json);
     let target = match args.pid.as_slice() {
         [] => "all CUDA processes".to_owned(),
@@ -386,9 +400,10 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         inference: followed.inference,
         engines: followed.engines,
         outgoing: followed.outgoing,
+        rollover: sessions::rollover(&args.store, args.inference.inference, &dirs),
     };
     let recording = Recording::start(config, vec![Box::new(source)], writer)?;
-    let mut screen = Screen::start(args.json, events, folder.clone());
+    let mut screen = Screen::start(args.json, events);
     let began = Instant::now();
     loop {
         if signals.wait(GLANCE).is_some() || screen.draw(&recording)? == Action::Stop {
@@ -412,7 +427,7 @@ fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
     screen.rest();
     conclude(
         global,
-        Recorded { folder, finished },
+        Recorded { finished },
         args.json.is_some(),
         args.quiet,
     )?;
@@ -494,6 +509,7 @@ fn config((gpu, gaps): (Option<GpuPoller>, Vec<Gap>), job: &Watched<'_>, pid: u3
         inference: None,
         engines: None,
         outgoing: None,
+        rollover: None,
     }
 }
 
@@ -570,26 +586,16 @@ struct Screen {
 
 struct Lines {
     events: Option<Receiver<Vec<Event>>>,
-    session: String,
     anchor: warptrace_model::ClockAnchor,
     status: Instant,
     findings: Vec<(String, u64)>,
 }
 
 impl Screen {
-    fn start(
-        json: Option<TraceJson>,
-        events: Option<Receiver<Vec<Event>>>,
-        folder: PathBuf,
-    ) -> Screen {
+    fn start(json: Option<TraceJson>, events: Option<Receiver<Vec<Event>>>) -> Screen {
         let terminal = std::io::stdout().is_terminal() && json.is_none();
         let lines = (!terminal).then(|| Lines {
             events,
-            session: folder
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
             anchor: clock::anchor(),
             status: Instant::now(),
             findings: Vec::new(),
@@ -651,14 +657,14 @@ impl Lines {
             };
             if news {
                 output::print_json(
-                    &serde_json::json!({"type": "finding", "session": self.session, "finding": finding}),
+                    &serde_json::json!({"type": "finding", "session": live.session, "finding": finding}),
                 )?;
             }
         }
         if self.status.elapsed() >= STATUS_EVERY {
             self.status = Instant::now();
             output::print_json(&serde_json::json!({
-                "type": "status", "session": self.session, "elapsed_ns": live.elapsed_ns, "records": live.records,
+                "type": "status", "session": live.session, "elapsed_ns": live.elapsed_ns, "records": live.records,
                 "calls": live.calls, "findings": live.findings.len(), "drops": live.drops,
             }))?;
         }
@@ -739,8 +745,8 @@ impl Recorded {
     /// The explanation of the whole session.
     pub(crate) fn answer(&self) -> anyhow::Result<Explain> {
         self.warn();
-        let session = sessions::open(&self.folder)
-            .with_context(|| format!("cannot read the session {:?}", self.folder))?;
+        let session = sessions::open(&self.finished.session)
+            .with_context(|| format!("cannot read the session {:?}", self.finished.session))?;
         let mut answer = warptrace_api::explain(&session, &ExplainQuestion::default())?;
         if self.finished.sealed.is_err() {
             // What the disk could not take, it cannot tell either.

@@ -2,14 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use warptrace_agent::Rollover;
 use warptrace_capture::clock;
 use warptrace_model::UnixNanos;
 use warptrace_store::fs::{Fs, RealFs};
 use warptrace_store::{DataDir, Env, Retention, Session, SessionMeta, SessionWriter};
 
-use crate::args::{Global, SessionsArgs, SessionsCommand};
+use crate::args::{Global, SessionsArgs, SessionsCommand, StoreArgs};
 use crate::{launch, output};
 
 /// Where sessions are written and looked for.
@@ -24,17 +26,44 @@ fn disk() -> Arc<dyn Fs> {
     Arc::new(RealFs)
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// When a recording goes on in a new session, and what is kept: as the flags say, and of inference servers as is usual for what runs
+/// for months.
+pub(crate) fn rollover(args: &StoreArgs, inference: bool, dirs: &DataDir) -> Option<Rollover> {
+    let asked = args.rollover_size.is_some() || args.rollover_age.is_some();
+    let max_age = args
+        .max_age
+        .map(|age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
+    let keep = Retention {
+        max_bytes: args.max_bytes,
+        max_age,
+        max_parts: args
+            .keep
+            .or(inference.then_some(6))
+            .map(|parts| parts as usize),
+    };
+    let is_wanted = asked || inference || keep != Retention::default();
+    is_wanted.then(|| Rollover {
+        max_bytes: args.rollover_size.or(inference.then_some(1 << 30)),
+        max_age: args.rollover_age.or(inference.then_some(DAY)),
+        keep,
+        disk: disk(),
+        dir: dirs.clone(),
+    })
+}
+
 /// Opens a session to read.
 pub(crate) fn open(folder: &Path) -> anyhow::Result<Session> {
     Ok(Session::open(disk(), folder)?)
 }
 
-/// Begins a session. Returns its writer and its folder.
+/// Begins a session.
 pub(crate) fn create(
     dirs: &DataDir,
     command: &[std::ffi::OsString],
     sources: &[&str],
-) -> anyhow::Result<(SessionWriter, PathBuf)> {
+) -> anyhow::Result<SessionWriter> {
     let mut meta = SessionMeta::new(clock::anchor());
     meta.command = command
         .iter()
@@ -53,9 +82,7 @@ pub(crate) fn create(
         || nix::unistd::Uid::effective().as_raw(),
         |(uid, _)| uid.as_raw(),
     );
-    let writer = SessionWriter::create(disk(), dirs, meta).context("cannot begin a session")?;
-    let folder = writer.path().to_owned();
-    Ok((writer, folder))
+    SessionWriter::create(disk(), dirs, meta).context("cannot begin a session")
 }
 
 /// The folder of the session that `wanted` names, or of the newest.

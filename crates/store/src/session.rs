@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arrow::array::RecordBatch;
 use warptrace_formats::memory::Upgrade;
 use warptrace_model::{
-    Annotation, BootNanos, ClockAnchor, Event, Finding, Gap, GapCode, Histogram, Loss, LossReason,
-    FilePath, MemoryEvent, OpKey, ProcessInfo, ThreadName, Unit, Window,
+    Annotation, BootNanos, ClockAnchor, Event, FilePath, Finding, Gap, GapCode, Histogram, Loss,
+    LossReason, MemoryEvent, OpKey, ProcessInfo, ThreadName, Unit, Window,
 };
 
 use crate::error::{SegmentError, StoreError};

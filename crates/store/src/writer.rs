@@ -269,7 +269,7 @@ impl SessionWriter {
     pub fn inherit(
         &mut self,
         of: &Session,
-        is_alive: impl Fn(Pid) -> bool,
+        mut is_alive: impl FnMut(Pid) -> bool,
     ) -> Result<(), StoreError> {
         let mut known = Vec::new();
         let processes = of.processes()?.into_iter();

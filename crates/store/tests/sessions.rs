@@ -276,8 +276,22 @@ fn a_session_that_goes_on_knows_the_names_of_what_still_lives() {
     second.seal().unwrap();
     let second = open(&fs, "2").unwrap();
     let pids = |pids: Vec<Pid>| assert_eq!(pids, [Pid(20)]);
-    pids(second.processes().unwrap().iter().map(|p| p.incarnation.pid).collect());
-    pids(second.threads().unwrap().iter().map(|t| t.thread.pid).collect());
+    pids(
+        second
+            .processes()
+            .unwrap()
+            .iter()
+            .map(|p| p.incarnation.pid)
+            .collect(),
+    );
+    pids(
+        second
+            .threads()
+            .unwrap()
+            .iter()
+            .map(|t| t.thread.pid)
+            .collect(),
+    );
     pids(second.file_paths().unwrap().iter().map(|f| f.pid).collect());
     assert_eq!(second.stacks().unwrap(), read.stacks().unwrap());
 }

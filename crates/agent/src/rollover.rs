@@ -1,0 +1,203 @@
+//! A recording that goes on for months: a new session when the one that is written is big or old, and what is kept of the old ones.
+//!
+//! The engine goes on as it is, so baselines and units under way carry over; the new session is told again what is told once. A
+//! thread of its own seals the old session and removes what is not to be kept: both take as long as the disk does.
+
+use std::collections::HashSet;
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+use warptrace_capture::clock;
+use warptrace_model::{BootNanos, ClockAnchor, Pid};
+use warptrace_store::fs::Fs;
+use warptrace_store::{DataDir, Retention, Session, SessionWriter, StoreError, prune};
+
+/// Between two looks at the size.
+const LOOK_EVERY_NANOS: u64 = 1_000_000_000;
+/// After a new session could not be begun.
+const RETRY_AFTER_NANOS: u64 = 60_000_000_000;
+/// Between two looks at what is to be removed.
+const PRUNE_EVERY: Duration = Duration::from_secs(600);
+/// How long the sealing of an old session may hold up the end of the recording.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// When a recording goes on in a new session, and what is kept.
+#[derive(Clone)]
+pub struct Rollover {
+    /// Bytes of the session's tables.
+    pub max_bytes: Option<u64>,
+    /// Since the session began.
+    pub max_age: Option<Duration>,
+    /// Of all sessions of the data folder; looked at when a session ends and every ten minutes.
+    pub keep: Retention,
+    pub disk: Arc<dyn Fs>,
+    pub dir: DataDir,
+}
+
+impl std::fmt::Debug for Rollover {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rollover")
+            .field("max_bytes", &self.max_bytes)
+            .field("max_age", &self.max_age)
+            .field("keep", &self.keep)
+            .finish_non_exhaustive()
+    }
+}
+
+/// [`Rollover`] at work.
+pub(crate) struct Keeper {
+    how: Rollover,
+    began: BootNanos,
+    look: BootNanos,
+    ended: Sender<SessionWriter>,
+    thread: JoinHandle<()>,
+}
+
+impl Keeper {
+    pub(crate) fn start(how: Rollover, began: BootNanos) -> std::io::Result<Keeper> {
+        let (ended, receiver) = channel();
+        let (disk, dir, keep) = (Arc::clone(&how.disk), how.dir.path.clone(), how.keep);
+        let thread = Builder::new()
+            .name("wt-keeper".into())
+            .spawn(move || keep_up(&receiver, &disk, &dir, keep))?;
+        Ok(Keeper {
+            how,
+            began,
+            look: began,
+            ended,
+            thread,
+        })
+    }
+
+    /// The session to go on in, if it is time for one. `writer` has been flushed when there is one.
+    pub(crate) fn next(
+        &mut self,
+        writer: &mut SessionWriter,
+        now: BootNanos,
+    ) -> Option<SessionWriter> {
+        if now < self.look {
+            return None;
+        }
+        self.look = now.plus(LOOK_EVERY_NANOS);
+        let is_big = self.how.max_bytes.is_some_and(|max| writer.bytes() >= max);
+        let max_age = self.how.max_age.map(|age| age.as_nanos());
+        let is_old = max_age.is_some_and(|max| u128::from(now.since(self.began)) >= max);
+        if !is_big && !is_old {
+            return None;
+        }
+        writer.flush_now();
+        match self.begin(writer, clock::anchor()) {
+            Ok(next) => {
+                self.began = now;
+                info!(
+                    session = next.meta().id,
+                    before = writer.meta().id,
+                    "the recording goes on in a new session"
+                );
+                Some(next)
+            }
+            Err(e) => {
+                self.look = now.plus(RETRY_AFTER_NANOS);
+                warn!(
+                    error = &e as &dyn Error,
+                    "the recording goes on in the old session"
+                );
+                None
+            }
+        }
+    }
+
+    fn begin(&self, of: &SessionWriter, anchor: ClockAnchor) -> Result<SessionWriter, StoreError> {
+        let disk = Arc::clone(&self.how.disk);
+        let mut next = SessionWriter::create(disk, &self.how.dir, of.meta().next(anchor))?;
+        // What the old session cannot be read for is in its own answers, too.
+        let inherited = Session::open(Arc::clone(&self.how.disk), of.path()).and_then(|old| {
+            let mut asked = Living::default();
+            next.inherit(&old, |pid| asked.lives(pid))
+        });
+        if let Err(e) = inherited {
+            warn!(
+                error = &e as &dyn Error,
+                "names of processes are not in the new session"
+            );
+        }
+        Ok(next)
+    }
+
+    /// Has the old session sealed.
+    pub(crate) fn retire(&self, old: SessionWriter) {
+        // Without the thread it stays as a crash would leave it, and can be read.
+        let _ = self.ended.send(old);
+    }
+
+    /// Waits a while for what is being sealed.
+    pub(crate) fn stop(self) {
+        drop(self.ended);
+        let until = Instant::now() + PATIENCE;
+        while !self.thread.is_finished() {
+            if Instant::now() >= until {
+                warn!(
+                    "an earlier session of this recording is not sealed; it can be read as it is"
+                );
+                return;
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Which processes live, each asked for once.
+#[derive(Default)]
+struct Living {
+    alive: HashSet<Pid>,
+    gone: HashSet<Pid>,
+}
+
+impl Living {
+    fn lives(&mut self, pid: Pid) -> bool {
+        if self.alive.contains(&pid) || self.gone.contains(&pid) {
+            return self.alive.contains(&pid);
+        }
+        let lives = Path::new(&format!("/proc/{pid}")).exists();
+        match lives {
+            true => self.alive.insert(pid),
+            false => self.gone.insert(pid),
+        };
+        lives
+    }
+}
+
+/// Removes what is not to be kept and seals what ended, until nothing more can come.
+fn keep_up(ended: &Receiver<SessionWriter>, disk: &Arc<dyn Fs>, dir: &Path, keep: Retention) {
+    loop {
+        if keep != Retention::default() {
+            match prune(disk, dir, keep, clock::anchor().unix) {
+                Ok(pruned) => {
+                    for (session, bytes) in pruned.removed {
+                        info!(session, bytes, "an old session was removed");
+                    }
+                }
+                Err(e) => warn!(error = &e as &dyn Error, "old sessions cannot be removed"),
+            }
+        }
+        match ended.recv_timeout(PRUNE_EVERY) {
+            Ok(old) => {
+                let id = old.meta().id.clone();
+                if let Err(e) = old.seal() {
+                    let error = &e as &dyn Error;
+                    warn!(
+                        session = id,
+                        error, "a session is not sealed; it can be read up to its last flush"
+                    );
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
