@@ -1,18 +1,16 @@
 //! `record` and `trace`: start what is watched, record it, outlive it, explain it.
 
+mod running;
+mod screen;
+mod sockets;
+
 use std::ffi::OsString;
-use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
-use warptrace_agent::{
-    AnnotationReceiver, AnnotationSocket, Capture, CaptureSocket, Config, Finished, Outgoing,
-    Recording, Rollover, SocketOptions,
-};
+use anyhow::Context as _;
+use warptrace_agent::{Capture, Config, Finished, Outgoing, Recording, Rollover};
 use warptrace_api::{Explain, ExplainQuestion};
-use warptrace_capture::clock;
 use warptrace_capture::discover::candidate_libraries;
 use warptrace_capture::ebpf::{self, Ebpf};
 use warptrace_capture::engines::EngineWatch;
@@ -20,13 +18,12 @@ use warptrace_capture::pollers::GpuPoller;
 use warptrace_capture::preload::{Preload, PreloadOptions};
 use warptrace_capture::symbols::Symbols;
 use warptrace_engine::{InferenceSettings, Rules};
-use warptrace_formats::annotation::{
-    CAPTURE_SOCKET_VARIABLE, SOCKET_VARIABLE, capture_socket_beside,
-};
-use warptrace_model::{Event, Gap};
+use warptrace_model::Gap;
 use warptrace_store::DataDir;
-use warptrace_tui::{Action, Tui};
 
+use self::running::trace_running;
+use self::screen::{Screen, tap};
+use self::sockets::{annotation_socket, capture_socket};
 use crate::args::{
     Global, InferenceArgs, OutgoingArgs, RecordArgs, StoreArgs, TraceArgs, TraceJson,
 };
@@ -38,8 +35,6 @@ use crate::{explain, guest, inference, output, sessions};
 const GLANCE: Duration = Duration::from_millis(50);
 /// Between two samples of the machine and the devices.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
-/// A status line of `trace --json`.
-const STATUS_EVERY: Duration = Duration::from_secs(60);
 
 /// `record -- CMD`. The exit code is the command's.
 pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
@@ -339,120 +334,6 @@ fn candidates(job: &Watched<'_>, view: &Trace) -> Vec<PathBuf> {
     libraries
 }
 
-/// `trace` without a command: until Ctrl-C, or for a time.
-fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
-    for &pid in &args.pid {
-        if !Path::new(&format!("/proc/{pid}")).exists() {
-            bail!(
-                "no process {pid}: it has ended, or is in another pid namespace (`warptrace trace` alone watches all)"
-            );
-        }
-    }
-    let dirs = sessions::data_dir(global)?;
-    let followed = followed(&args.inference, &args.outgoing, &args.pid, &dirs.path)?;
-    let signals = Signals::catch()?;
-    let pids = (!args.pid.is_empty()).then(|| args.pid.clone());
-    let options = ebpf::Options {
-        pids,
-        ring_bytes: args.ring_size,
-        ..ebpf::Options::default()
-    };
-    let source = Ebpf::start(&options).context("cannot trace from outside")?;
-    let writer = sessions::create(&dirs, &[], &["ebpf"])?;
-    let (tap, events) = tap(args.json);
-    let target = match args.pid.as_slice() {
-        [] => "all CUDA processes".to_owned(),
-        pids => format!(
-            "pid {}",
-            pids.iter()
-                .map(u32::to_string)
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
-    };
-    let annotations = match args.annotate {
-        true => {
-            let options = SocketOptions::usual(&dirs.path)?;
-            let started = AnnotationSocket::start(options);
-            Some(started.context("cannot listen for annotations")?)
-        }
-        false => None,
-    };
-    // Another recorder may have the place, which answers as we would.
-    let capture = SocketOptions::usual(&dirs.path).ok().and_then(|usual| {
-        let place = capture_socket_beside(&usual.path);
-        let pids = (!args.pid.is_empty()).then(|| args.pid.clone());
-        let started = CaptureSocket::start(&place, Capture::Always(pids));
-        let why_not =
-            |e: &_| tracing::info!(error = %e, "jobs are not told that they are recorded");
-        started.inspect_err(why_not).ok()
-    });
-    let (gpu, gaps) = gpu_poller(None);
-    let config = Config {
-        rules: Rules::default(),
-        target,
-        sample_every: SAMPLE_EVERY,
-        gpu,
-        tap,
-        gaps,
-        symbols: Some(symbolizer()),
-        annotations,
-        inference: followed.inference,
-        engines: followed.engines,
-        outgoing: followed.outgoing,
-        rollover: sessions::rollover(&args.store, args.inference.inference, &dirs),
-    };
-    let recording = Recording::start(config, vec![Box::new(source)], writer)?;
-    let mut screen = Screen::start(args.json, events);
-    let began = Instant::now();
-    loop {
-        if signals.wait(GLANCE).is_some() || screen.draw(&recording)? == Action::Stop {
-            break;
-        }
-        if args.duration.is_some_and(|limit| began.elapsed() >= limit) || recording.ended() {
-            break;
-        }
-        if !args.pid.is_empty()
-            && args
-                .pid
-                .iter()
-                .all(|pid| !Path::new(&format!("/proc/{pid}")).exists())
-        {
-            break;
-        }
-    }
-    screen.close();
-    drop(capture);
-    let finished = stop(recording, &signals)?;
-    screen.rest();
-    conclude(
-        global,
-        Recorded { finished },
-        args.json.is_some(),
-        args.quiet,
-    )?;
-    Ok(0)
-}
-
-/// Stops the recording; a signal meanwhile ends us at once. The session can then be read up to its last flush.
-fn stop(recording: Recording, signals: &Signals) -> anyhow::Result<Finished> {
-    std::thread::scope(|scope| {
-        let stopping = scope.spawn(|| recording.stop());
-        while !stopping.is_finished() {
-            if signals.wait(Duration::from_millis(20)).is_some() {
-                eprintln!(
-                    "warptrace: stopped at once; the session is readable up to its last flush"
-                );
-                std::process::exit(130);
-            }
-        }
-        stopping
-            .join()
-            .map_err(|_| anyhow::anyhow!("stopping panicked"))?
-            .map_err(Into::into)
-    })
-}
-
 /// Waits for the command: passes signals on, shows what there is to show, and takes its exit code.
 fn outlive(
     job: &mut Job,
@@ -513,214 +394,12 @@ fn config((gpu, gaps): (Option<GpuPoller>, Vec<Gap>), job: &Watched<'_>, pid: u3
     }
 }
 
-type Annotations = (AnnotationSocket, AnnotationReceiver);
-
-/// A socket for one command, whose environment `env` names it: several recorders may run side by side.
-fn annotation_socket(
-    data: &Path,
-    env: &mut Vec<(OsString, OsString)>,
-) -> anyhow::Result<Annotations> {
-    let mut options = SocketOptions::usual(data)?;
-    let name = format!("annotate-{}.sock", std::process::id());
-    options.path.set_file_name(name);
-    let path = options.path.clone();
-    let started = AnnotationSocket::start(options).context("cannot listen for annotations")?;
-    env.push((SOCKET_VARIABLE.into(), path.into()));
-    Ok(started)
-}
-
-/// Where one command's job asks to be recorded; its environment `env` names it. Without it the job is recorded all the same, unless it
-/// is `needed`.
-fn capture_socket(
-    data: &Path,
-    env: &mut Vec<(OsString, OsString)>,
-    capture: Capture,
-    needed: bool,
-) -> anyhow::Result<Option<CaptureSocket>> {
-    let started = SocketOptions::usual(data).and_then(|usual| {
-        let name = format!("capture-{}.sock", std::process::id());
-        CaptureSocket::start(&usual.path.with_file_name(name), capture)
-    });
-    match started {
-        Ok(socket) => {
-            env.push((CAPTURE_SOCKET_VARIABLE.into(), socket.path().into()));
-            Ok(Some(socket))
-        }
-        Err(e) if needed => Err(e).context("the job could not ask to be recorded"),
-        Err(e) => {
-            tracing::info!(error = %e, "the job is not told that it is recorded");
-            Ok(None)
-        }
-    }
-}
-
 /// Looks stacks up by another process of this program, which stays what it is when the file is replaced.
 fn symbolizer() -> Symbols {
     Symbols::new(|| {
         let mut command = std::process::Command::new("/proc/self/exe");
         command.arg("symbolize");
         command
-    })
-}
-
-type Tap = (
-    Option<std::sync::mpsc::SyncSender<Vec<Event>>>,
-    Option<Receiver<Vec<Event>>>,
-);
-
-fn tap(json: Option<TraceJson>) -> Tap {
-    if json == Some(TraceJson::Events) {
-        let (sender, receiver) = sync_channel(256);
-        (Some(sender), Some(receiver))
-    } else {
-        (None, None)
-    }
-}
-
-/// What `trace` shows: a table in a terminal, JSON lines elsewhere.
-struct Screen {
-    tui: Option<Tui>,
-    lines: Option<Lines>,
-    drawn: Option<Instant>,
-}
-
-struct Lines {
-    events: Option<Receiver<Vec<Event>>>,
-    anchor: warptrace_model::ClockAnchor,
-    status: Instant,
-    findings: Vec<(String, u64)>,
-}
-
-impl Screen {
-    fn start(json: Option<TraceJson>, events: Option<Receiver<Vec<Event>>>) -> Screen {
-        let terminal = std::io::stdout().is_terminal() && json.is_none();
-        let lines = (!terminal).then(|| Lines {
-            events,
-            anchor: clock::anchor(),
-            status: Instant::now(),
-            findings: Vec::new(),
-        });
-        Screen {
-            tui: if terminal { Tui::start().ok() } else { None },
-            lines,
-            drawn: None,
-        }
-    }
-
-    fn draw(&mut self, recording: &Recording) -> anyhow::Result<Action> {
-        if let Some(lines) = &mut self.lines {
-            lines.write(recording)?;
-            return Ok(Action::Continue);
-        }
-        if self
-            .drawn
-            .is_some_and(|at| at.elapsed() < Duration::from_millis(200))
-        {
-            return Ok(Action::Continue);
-        }
-        self.drawn = Some(Instant::now());
-        match &mut self.tui {
-            Some(tui) => Ok(tui.draw(&recording.live())?),
-            None => Ok(Action::Continue),
-        }
-    }
-
-    /// Gives the terminal back.
-    fn close(&mut self) {
-        self.tui = None;
-    }
-
-    /// Prints events that came while stopping.
-    fn rest(&mut self) {
-        if let Some(lines) = &mut self.lines {
-            let _ = lines.events();
-        }
-    }
-}
-
-impl Lines {
-    fn write(&mut self, recording: &Recording) -> anyhow::Result<()> {
-        self.events()?;
-        let live = recording.live();
-        for finding in &live.findings {
-            let known = self.findings.iter_mut().find(|(id, _)| *id == finding.id);
-            let news = match known {
-                Some((_, excess)) if *excess == finding.excess_ns => false,
-                Some((_, excess)) => {
-                    *excess = finding.excess_ns;
-                    true
-                }
-                None => {
-                    self.findings.push((finding.id.clone(), finding.excess_ns));
-                    true
-                }
-            };
-            if news {
-                output::print_json(
-                    &serde_json::json!({"type": "finding", "session": live.session, "finding": finding}),
-                )?;
-            }
-        }
-        if self.status.elapsed() >= STATUS_EVERY {
-            self.status = Instant::now();
-            output::print_json(&serde_json::json!({
-                "type": "status", "session": live.session, "elapsed_ns": live.elapsed_ns, "records": live.records,
-                "calls": live.calls, "findings": live.findings.len(), "drops": live.drops,
-            }))?;
-        }
-        Ok(())
-    }
-
-    fn events(&mut self) -> anyhow::Result<()> {
-        let Some(receiver) = &self.events else {
-            return Ok(());
-        };
-        while let Ok(events) = receiver.try_recv() {
-            let mut out = std::io::stdout().lock();
-            for event in &events {
-                if let Some(line) = event_json(event, &self.anchor) {
-                    match writeln!(out, "{line}") {
-                        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-                        other => other?,
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// One event as a line of `trace --json=events`.
-fn event_json(event: &Event, anchor: &warptrace_model::ClockAnchor) -> Option<serde_json::Value> {
-    let unix = |at| anchor.unix(at).0.to_string();
-    Some(match event {
-        Event::Call(c) | Event::InFlight(c) => {
-            let op = c.op.get();
-            serde_json::json!({
-                "type": if matches!(event, Event::Call(_)) { "call" } else { "in_flight" },
-                "ts_unix_ns": unix(c.start), "layer": op.source.name(), "op": op.name, "pid": c.thread.pid.0,
-                "tid": c.thread.tid.0, "device": c.device.map(|d| d.0), "stream": format!("{:#x}", c.stream.0),
-                "dur_ns": c.dur, "ret": c.ret, "bytes": c.bytes(), "arg0": format!("{:#x}", c.arg0),
-                "arg1": format!("{:#x}", c.arg1), "nested": c.flags.nested(),
-            })
-        }
-        Event::OffCpu(e) => serde_json::json!({
-            "type": "offcpu", "ts_unix_ns": unix(e.start), "pid": e.thread.pid.0, "tid": e.thread.tid.0, "dur_ns": e.dur,
-            "runnable_ns": e.runnable, "throttled_ns": e.throttled, "syscall": e.syscall, "iowait": e.iowait,
-            "waker_tid": e.waker.map(|w| w.thread.tid.0),
-        }),
-        Event::Stretch(e) => serde_json::json!({
-            "type": "stretch", "ts_unix_ns": unix(e.start), "pid": e.thread.pid.0, "tid": e.thread.tid.0,
-            "dur_ns": e.dur, "running_ns": e.running, "runnable_ns": e.runnable,
-        }),
-        Event::BlockIo(e) => serde_json::json!({
-            "type": "block_io", "ts_unix_ns": unix(e.start), "pid": e.thread.pid.0, "tid": e.thread.tid.0,
-            "dur_ns": e.dur, "bytes": e.bytes, "op": format!("{:?}", e.kind).to_lowercase(),
-        }),
-        Event::Lost(e) => serde_json::json!({
-            "type": "drop", "source": e.source, "reason": e.reason.name(), "count": e.count,
-        }),
-        _ => return None,
     })
 }
 
