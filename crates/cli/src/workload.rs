@@ -28,6 +28,9 @@ pub(crate) enum Task {
         /// Each so many-th decode step takes ten times as long.
         #[serde(default)]
         slow_decode_every: Option<usize>,
+        /// From then on each decode step takes four times as long.
+        #[serde(default)]
+        slow_decode_after_millis: Option<u64>,
     },
     /// Sends those requests.
     Load { millis: u64, socket: PathBuf },
@@ -46,11 +49,13 @@ pub(crate) fn run(options: &str) -> anyhow::Result<u8> {
             cudart,
             socket,
             slow_decode_every,
+            slow_decode_after_millis,
         } => {
             let mut options = ServeOptions {
                 runtime: cudart,
                 socket,
                 slow_decode_every,
+                slow_decode_after: slow_decode_after_millis.map(Duration::from_millis),
                 ..ServeOptions::default()
             };
             options.load.duration = Duration::from_millis(millis);

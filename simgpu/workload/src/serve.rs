@@ -68,6 +68,8 @@ pub struct ServeOptions {
     pub blocking_sync: bool,
     /// A fault: this decode step, and each so many after it, has ten times the blocks.
     pub slow_decode_every: Option<usize>,
+    /// A fault that lasts: so long after the server began, decode steps have four times the blocks.
+    pub slow_decode_after: Option<Duration>,
 }
 
 impl Default for ServeOptions {
@@ -85,6 +87,7 @@ impl Default for ServeOptions {
             cpu: None,
             blocking_sync: false,
             slow_decode_every: None,
+            slow_decode_after: None,
         }
     }
 }
@@ -199,6 +202,7 @@ struct Active {
 }
 
 struct Server<'a> {
+    began: Instant,
     options: &'a ServeOptions,
     runtime: &'a Runtime,
     client: UnixStream,
@@ -228,6 +232,7 @@ impl<'a> Server<'a> {
             ));
         }
         Ok(Self {
+            began: Instant::now(),
             client,
             received: Vec::new(),
             client_gone: false,
@@ -347,6 +352,12 @@ impl<'a> Server<'a> {
             .is_some_and(|every| step.is_multiple_of(every.max(1)))
         {
             blocks *= 10;
+        }
+        if options
+            .slow_decode_after
+            .is_some_and(|after| self.began.elapsed() >= after)
+        {
+            blocks *= 4;
         }
         for _ in 0..LAUNCHES {
             self.runtime
