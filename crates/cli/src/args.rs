@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod daemon;
 
-pub(crate) use daemon::{CostArgs, DaemonArgs, StoreArgs};
+pub(crate) use daemon::{CostArgs, DaemonArgs, LogLevel, StoreArgs};
 
 /// Tells you why your GPU job is slow.
 ///

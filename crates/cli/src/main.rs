@@ -3,6 +3,7 @@
 mod annotate;
 mod args;
 mod check;
+mod daemon;
 mod demo;
 mod explain;
 mod export;
@@ -10,6 +11,7 @@ mod guest;
 mod inference;
 mod ingest;
 mod launch;
+mod log;
 mod memory;
 mod output;
 mod query;
@@ -35,7 +37,7 @@ fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
-    start_log(cli.global.verbose);
+    log::start(cli.global.verbose);
     let Some(command) = cli.command else {
         return output::finish(output::print(&first_screen()).map(|()| 0));
     };
@@ -76,21 +78,6 @@ fn main() -> ExitCode {
         Command::Fault(args) => workload::fault(&args.options),
     };
     output::finish(result)
-}
-
-fn start_log(verbose: u8) {
-    let level = match verbose {
-        0 => "warn",
-        1 => "info",
-        _ => "debug",
-    };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("WARPTRACE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .try_init();
 }
 
 /// What a person sees who has typed nothing but our name.
