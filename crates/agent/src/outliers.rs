@@ -85,16 +85,13 @@ pub struct OutlierSocket {
 }
 
 impl OutlierSocket {
-    /// Takes the place `path`, in a folder that is ours alone, and listens. As root every user of the machine may connect: what is said
+    /// Takes the place `path`, in a folder that is ours alone, and listens. To the machine's recorder every user may connect: what is said
     /// names processes, and nothing of what they compute.
     ///
     /// # Errors
     /// [`SocketError`]: the place could not be taken, or the machine gives no thread.
     pub fn start(path: &Path) -> Result<OutlierSocket, SocketError> {
-        let open = match nix::unistd::geteuid().is_root() {
-            true => Open::ToAll,
-            false => Open::ToUs,
-        };
+        let open = Open::usual();
         let mut place = Bound::new(path, open, true)?;
         place.end_turn();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;

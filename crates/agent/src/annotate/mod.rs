@@ -31,7 +31,7 @@ pub use place::SocketError;
 pub use queue::AnnotationReceiver;
 pub use switch::{Capture, CaptureSocket};
 
-use place::{Bound, Open};
+use place::{Bound, Open, is_of_machine};
 use server::Server;
 
 /// What is taken from whom.
@@ -72,10 +72,9 @@ impl SocketOptions {
     /// # Errors
     /// None while there is a data folder.
     pub fn usual(data: &Path) -> Result<SocketOptions, SocketError> {
-        let is_root = nix::unistd::geteuid().is_root();
         let around = Surroundings {
             data: Some(data.to_owned()),
-            ..Surroundings::new(is_root, |name| std::env::var_os(name))
+            ..Surroundings::new(is_of_machine(), |name| std::env::var_os(name))
         };
         Ok(SocketOptions {
             path: around.own_socket().ok_or(SocketError::NoPlace)?,
@@ -105,10 +104,7 @@ impl AnnotationSocket {
     pub fn start(
         options: SocketOptions,
     ) -> Result<(AnnotationSocket, AnnotationReceiver), SocketError> {
-        let open = match nix::unistd::geteuid().is_root() {
-            true => Open::ToAll,
-            false => Open::ToUs,
-        };
+        let open = Open::usual();
         let mut places = vec![Bound::new(&options.path, open, true)?];
         let mut not_taken = None;
         if let Some(path) = &options.peer_path {

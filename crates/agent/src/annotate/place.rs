@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use warptrace_formats::annotation::Surroundings;
 
 /// Why a place was not taken. Nothing has been deleted then, and nothing changed.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +70,25 @@ pub(crate) enum Open {
     ToUs,
 }
 
+/// Whether we are the machine's recorder, and not a user's: root, or the service for which the service manager has made the machine's
+/// folder (`RuntimeDirectory=warptrace`), whoever that runs as.
+pub(crate) fn is_of_machine() -> bool {
+    let machines = Surroundings::new(true, |_| None).own_socket();
+    let machines = machines.as_deref().and_then(Path::parent);
+    let made = std::env::var_os("RUNTIME_DIRECTORY").unwrap_or_default();
+    let is_service = std::env::split_paths(&made).any(|folder| Some(&*folder) == machines);
+    is_service || nix::unistd::geteuid().is_root()
+}
+
 impl Open {
+    /// To whom the recorder's work is of use.
+    pub(crate) fn usual() -> Open {
+        match is_of_machine() {
+            true => Open::ToAll,
+            false => Open::ToUs,
+        }
+    }
+
     fn folder_mode(self) -> u32 {
         match self {
             Open::ToAll => 0o755,

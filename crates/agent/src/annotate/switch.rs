@@ -62,10 +62,7 @@ impl CaptureSocket {
     /// # Errors
     /// [`SocketError`]: the place could not be taken, or the machine gives no thread.
     pub fn start(path: &Path, capture: Capture) -> Result<CaptureSocket, SocketError> {
-        let open = match nix::unistd::geteuid().is_root() {
-            true => Open::ToAll,
-            false => Open::ToUs,
-        };
+        let open = Open::usual();
         let mut place = Bound::new(path, open, true)?;
         place.end_turn();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
