@@ -296,6 +296,7 @@ impl Outgoing {
         if let Some(scrape) = &self.scrape {
             let health = Arc::clone(health);
             scrape.set_watch(move || health.check());
+            scrape.set_names(self.names);
             scrape.set_stage(Stage::Ready);
         }
     }

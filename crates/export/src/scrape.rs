@@ -151,7 +151,7 @@ pub enum Stage {
 type Watch = dyn Fn() -> Result<(), String> + Send + Sync;
 
 struct Shared {
-    names: Names,
+    names: Mutex<Names>,
     token: Option<String>,
     snapshot: Mutex<Option<Arc<Snapshot>>>,
     stage: Mutex<Stage>,
@@ -206,7 +206,7 @@ impl Scrape {
         let listener = TcpListener::bind(config.address).map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
         let shared = Arc::new(Shared {
-            names: config.names,
+            names: Mutex::new(config.names),
             token: config.token.clone(),
             snapshot: Mutex::new(None),
             stage: Mutex::new(Stage::Starting),
@@ -233,6 +233,11 @@ impl Scrape {
         let old = current.replace(snapshot);
         drop(current);
         drop(old);
+    }
+
+    /// Whose names metrics have from now on.
+    pub fn set_names(&self, names: Names) {
+        *lock(&self.shared.names) = names;
     }
 
     /// What `/readyz` says: 200 while the process does its work.
@@ -330,10 +335,11 @@ impl Shared {
             }
             "/metrics" => {
                 let snapshot = lock(&self.snapshot).clone();
-                let format = Format::negotiate(request.header("accept"), self.names);
+                let names = *lock(&self.names);
+                let format = Format::negotiate(request.header("accept"), names);
                 let text = match snapshot {
-                    Some(snapshot) => encode(&snapshot, self.names, format),
-                    None => encode(&Snapshot::default(), self.names, format),
+                    Some(snapshot) => encode(&snapshot, names, format),
+                    None => encode(&Snapshot::default(), names, format),
                 };
                 Answer::new(200, format.content_type(), text.into_bytes())
             }
