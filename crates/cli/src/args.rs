@@ -6,8 +6,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod daemon;
+mod inference;
 
-pub(crate) use daemon::{CostArgs, DaemonArgs, LogLevel, StoreArgs};
+pub(crate) use daemon::{CostArgs, DaemonArgs, StoreArgs};
+pub(crate) use inference::{InferenceArgs, InferenceRules, OutgoingArgs};
+
+use crate::config::JsonLines;
 
 /// Tells you why your GPU job is slow.
 ///
@@ -95,6 +99,9 @@ pub(crate) enum Command {
     Ingest(IngestArgs),
     /// Write a session as a file of another system
     Export(ExportArgs),
+    /// Settings in a file: check one, its schema, an example of all
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Record and explain a real fault in a simulated GPU job
     Demo(DemoArgs),
     /// Print a completion script
@@ -134,8 +141,8 @@ pub(crate) struct RecordArgs {
     #[arg(long)]
     pub(crate) json: bool,
     /// Take annotations: what the job says of its steps and requests (`warptrace annotate`, the SDK, ingero-annotate)
-    #[arg(long)]
-    pub(crate) annotate: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "on", value_name = "on|off", value_parser = parse_switch)]
+    pub(crate) annotate: Option<bool>,
     /// Record nothing until the job asks for it (`with warptrace.record():`, capture::resume of the SDK), or `warptrace resume` does
     #[arg(long)]
     pub(crate) paused: bool,
@@ -165,15 +172,18 @@ pub(crate) struct TraceArgs {
     /// Stop after this time (30s, 5m, 2h)
     #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) duration: Option<Duration>,
-    /// JSON lines instead of the table: findings, drops and a status a minute; `events` adds every event
-    #[arg(long, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "findings")]
-    pub(crate) json: Option<TraceJson>,
-    /// Kernel buffer for records, a power of two
-    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = parse_ring_size)]
-    pub(crate) ring_size: u32,
+    /// JSON lines instead of the table: findings, drops and a status now and then; `events` adds every event [default: off; findings with --inference]
+    #[arg(long, value_name = "WHAT", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "findings")]
+    pub(crate) json: Option<JsonLines>,
+    /// Between two status lines of --json [default: 1m; 30s with --inference]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, hide_short_help = true)]
+    pub(crate) heartbeat: Option<Duration>,
+    /// Kernel buffer for records, a power of two [default: 8MiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_ring_size)]
+    pub(crate) ring_size: Option<u32>,
     /// Take annotations: what the job says of its steps and requests (`warptrace annotate`, the SDK, ingero-annotate)
-    #[arg(long)]
-    pub(crate) annotate: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "on", value_name = "on|off", value_parser = parse_switch)]
+    pub(crate) annotate: Option<bool>,
     /// Do not explain at the end
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -190,14 +200,6 @@ pub(crate) struct TraceArgs {
     /// Start this command and trace it, after --
     #[arg(last = true, value_name = "CMD", conflicts_with = "pid")]
     pub(crate) command: Vec<std::ffi::OsString>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TraceJson {
-    /// Findings, drops, a status line a minute
-    Findings,
-    /// Every event as well
-    Events,
 }
 
 #[derive(Debug, Args)]
@@ -287,134 +289,6 @@ pub(crate) struct ResumeArgs {
     pub(crate) socket: Option<PathBuf>,
 }
 
-/// How the steps of inference servers are judged. What is not given is as docs/inference.md says.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Inference servers")]
-pub(crate) struct InferenceArgs {
-    /// Follow the steps of inference servers (vLLM, SGLang, TGI, Triton): phases, what is usual, outliers
-    #[arg(long)]
-    pub(crate) inference: bool,
-    /// Ask servers for what they say of themselves: those that are found (auto), or none (off)
-    #[arg(long, value_name = "WHICH", value_enum, default_value_t = ScrapeWhich::Auto, hide_short_help = true)]
-    pub(crate) inference_scrape: ScrapeWhich,
-    /// How often
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration, hide_short_help = true)]
-    pub(crate) inference_scrape_interval: Duration,
-    /// Where, instead of the address at which a server listens
-    #[arg(long, value_name = "IP", hide_short_help = true)]
-    pub(crate) inference_scrape_host: Option<std::net::IpAddr>,
-    /// How often to look for servers while there is none
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration, hide_short_help = true)]
-    pub(crate) inference_scrape_redetect_interval: Duration,
-    #[command(flatten)]
-    pub(crate) rules: InferenceRules,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ScrapeWhich {
-    Auto,
-    Off,
-}
-
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Inference servers")]
-pub(crate) struct InferenceRules {
-    /// Steps before a workload is judged [default: 30]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    pub(crate) inference_warmup: Option<u32>,
-    /// Where the outermost bucket of outliers begins, in 95th percentiles [default: 3]
-    #[arg(long, value_name = "RATIO", hide_short_help = true)]
-    pub(crate) inference_outlier_ratio: Option<f64>,
-    /// While a finding of this severity is fresh its process is not judged (low, medium, high, critical, off) [default: high]
-    #[arg(long, value_name = "SEVERITY", value_parser = parse_pause, hide_short_help = true)]
-    pub(crate) inference_pause_on_severity: Option<Pause>,
-    /// Outliers of this bucket or further out end the thinning out of --inference-sampler for 30s (1.5x, 2x, 3x, off) [default: 3x]
-    #[arg(long, value_name = "BUCKET", value_parser = parse_degrade, hide_short_help = true)]
-    pub(crate) inference_sampler_degrade_on: Option<DegradeOn>,
-    /// Tell steps apart by phase (rule), or have one baseline a stream (off) [default: rule]
-    #[arg(long, value_name = "WHICH", value_enum, hide_short_help = true)]
-    pub(crate) inference_phase_classifier: Option<Classifier>,
-    /// Decode: fewer launches than this [default: 50]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    pub(crate) inference_phase_decode_max_launches: Option<u64>,
-    /// Decode: less copied than this [default: 1MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, hide_short_help = true)]
-    pub(crate) inference_phase_decode_max_memcpy: Option<u64>,
-    /// Prefill: more launches than this [default: 200]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    pub(crate) inference_phase_prefill_min_launches: Option<u64>,
-    /// Prefill: launch calls that take longer than this on average [default: 500us]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, hide_short_help = true)]
-    pub(crate) inference_phase_prefill_min_avg_kernel: Option<Duration>,
-    /// Mixed: at least this much copied [default: 10MiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, hide_short_help = true)]
-    pub(crate) inference_phase_mixed_memcpy: Option<u64>,
-    /// Mixed: from this many launches … [default: 50]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    pub(crate) inference_phase_mixed_launch_low: Option<u64>,
-    /// … to this many [default: 200]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    pub(crate) inference_phase_mixed_launch_high: Option<u64>,
-    /// Decode: this many calls that take device memory or give it back; 0 takes the rule away [default: 1]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    pub(crate) inference_phase_memfrag_decode_min: Option<u32>,
-    /// Tell workloads apart by the sequence of kernels that they launch, too
-    #[arg(long, hide_short_help = true)]
-    pub(crate) inference_fingerprint_key: bool,
-    /// Say with an outlier how old the oldest allocations of its process are
-    #[arg(long, hide_short_help = true)]
-    pub(crate) inference_kvcache_lineage: bool,
-    /// How many of them [default: 5]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    pub(crate) inference_kvcache_top_n: Option<usize>,
-    /// Allocations remembered of a process [default: 8192]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    pub(crate) inference_kvcache_max_per_pid: Option<usize>,
-}
-
-/// Which severity pauses the judgement, if one does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Pause(pub(crate) Option<warptrace_model::Severity>);
-
-/// Which bucket of outliers has the sampler keep everything, if one does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct DegradeOn(pub(crate) Option<warptrace_model::inference::OutlierBucket>);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Classifier {
-    Rule,
-    Off,
-}
-
-/// Where what is found goes while it is found.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Telemetry")]
-pub(crate) struct OutgoingArgs {
-    /// Tell outliers on this Unix socket [default: one that `warptrace outliers` finds]
-    #[arg(
-        long,
-        value_name = "PATH",
-        requires = "inference",
-        hide_short_help = true
-    )]
-    pub(crate) outliers: Option<PathBuf>,
-    /// Serve metrics to Prometheus, on this machine only [default of ADDRESS: 127.0.0.1:9464]
-    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:9464", requires = "inference")]
-    pub(crate) prometheus: Option<std::net::SocketAddr>,
-    /// Send metrics and traces to an OpenTelemetry collector [default of URL: by OTEL_EXPORTER_OTLP_ENDPOINT, else this machine]
-    #[arg(long, value_name = "URL", num_args = 0..=1, require_equals = true, default_missing_value = "", requires = "inference")]
-    pub(crate) otlp: Option<String>,
-    /// Names of metrics: OpenTelemetry's, those of ingero, or both for a change-over
-    #[arg(long, value_name = "NAMES", value_parser = parse_names, default_value = "native", hide_short_help = true)]
-    pub(crate) metric_names: warptrace_formats::metrics::Names,
-    /// What this node is called [default: the host's name]
-    #[arg(long, value_name = "NAME", hide_short_help = true)]
-    pub(crate) node: Option<String>,
-    /// The cluster that it is in
-    #[arg(long, value_name = "NAME", hide_short_help = true)]
-    pub(crate) cluster: Option<String>,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct OutliersArgs {
     /// Where the recorder tells them [default: the only one that runs with --inference]
@@ -431,6 +305,14 @@ pub(crate) struct OutliersArgs {
 pub(crate) struct ReplayArgs {
     /// Session: its id, the beginning of it, or its folder [default: the newest]
     pub(crate) session: Option<String>,
+    /// Settings from a YAML file; flags come before what it says
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WARPTRACE_CONFIG",
+        hide_env_values = true
+    )]
+    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) rules: InferenceRules,
     #[command(flatten)]
@@ -629,6 +511,20 @@ pub(crate) enum ExportFormat {
     MemoryTelemetry,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print what a file of settings comes to, or what is wrong with it (exit code 1)
+    Check {
+        file: PathBuf,
+        #[command(flatten)]
+        output: JsonFlag,
+    },
+    /// Print the JSON schema of such files, for editors
+    Schema,
+    /// Print a file with every setting, its default, and what it is for
+    Example,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Which (see --list)
@@ -683,7 +579,7 @@ pub(crate) struct FaultArgs {
     pub(crate) options: String,
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(d) if d.is_zero() => Err("a time above zero is needed (30s, 5m, 2h)".into()),
         Ok(d) => Ok(d),
@@ -713,28 +609,12 @@ fn parse_severity(text: &str) -> Result<warptrace_model::Severity, String> {
         .ok_or_else(|| "one of low, medium, high, critical".into())
 }
 
-fn parse_pause(text: &str) -> Result<Pause, String> {
+fn parse_switch(text: &str) -> Result<bool, String> {
     match text {
-        "off" => Ok(Pause(None)),
-        text => warptrace_model::Severity::by_name(text)
-            .map(|severity| Pause(Some(severity)))
-            .ok_or_else(|| "one of low, medium, high, critical, off".into()),
+        "on" | "true" | "yes" => Ok(true),
+        "off" | "false" | "no" => Ok(false),
+        _ => Err("on or off".into()),
     }
-}
-
-fn parse_degrade(text: &str) -> Result<DegradeOn, String> {
-    use warptrace_model::inference::OutlierBucket;
-    match text {
-        "off" => Ok(DegradeOn(None)),
-        text => OutlierBucket::by_name(text)
-            .map(|bucket| DegradeOn(Some(bucket)))
-            .ok_or_else(|| "one of 1.5x, 2x, 3x, off".into()),
-    }
-}
-
-fn parse_names(text: &str) -> Result<warptrace_formats::metrics::Names, String> {
-    warptrace_formats::metrics::Names::by_name(text)
-        .ok_or_else(|| "one of native, ingero, both".into())
 }
 
 fn parse_points(text: &str) -> Result<usize, String> {
@@ -744,7 +624,7 @@ fn parse_points(text: &str) -> Result<usize, String> {
     }
 }
 
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let wrong =
         || "not a size: write a number with a unit (4096, 512KiB, 500MiB, 10GiB)".to_owned();
     let split = text
@@ -762,7 +642,7 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(wrong)
 }
 
-fn parse_ring_size(text: &str) -> Result<u32, String> {
+pub(crate) fn parse_ring_size(text: &str) -> Result<u32, String> {
     let bytes = parse_bytes(text)?;
     let human = |b: u64| {
         if b >= 1 << 20 {

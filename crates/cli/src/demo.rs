@@ -15,6 +15,7 @@ use warptrace_engine::Rules;
 use warptrace_lab::{Fault, Injected, Plan, Scenario, Truth, Watch};
 
 use crate::args::{Backend, DemoArgs, Global};
+use crate::config::JsonLines;
 use crate::launch::Program;
 use crate::record::{self, Outcome, Recorded, Trace, Watched};
 use crate::signals::Signals;
@@ -196,8 +197,7 @@ impl Run<'_> {
             rules,
             annotate: false,
             paused: false,
-            inference: None,
-            store: None,
+            settings: None,
         };
         let bar = progress(talk, length);
         let mut injecting = None;
@@ -216,7 +216,8 @@ impl Run<'_> {
             Backend::Ebpf => {
                 let view = Trace {
                     ring_size: 8 << 20,
-                    json: None,
+                    json: JsonLines::Off,
+                    heartbeat: Duration::from_secs(60),
                     limit: None,
                     libraries: guest::simgpu_libraries(self.folder),
                 };

@@ -3,9 +3,11 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use warptrace_agent::{Outgoing, OutlierSocket, SocketOptions};
+use anyhow::{Context as _, anyhow, bail};
+use warptrace_agent::{Kept, Outgoing, OutlierSocket, SocketOptions};
 use warptrace_capture::engines::{self, EngineWatch};
 use warptrace_engine::{
     Engine, Inference, InferenceOutput, InferenceSettings, KvLineage, PhaseRules, Rules,
@@ -14,110 +16,167 @@ use warptrace_export::alert::{AlertConfig, Alerter};
 use warptrace_export::otlp::{self, Ignored, Signal};
 use warptrace_export::{
     Batching, HostFacts, MetricSender, MetricSettings, ResourceOptions, Scrape, ScrapeConfig,
-    SpanSender, resource_attributes,
+    ServerTls, SpanSender, resource_attributes,
 };
 use warptrace_formats::annotation::Surroundings;
 use warptrace_formats::outlier_stream::{InferenceOutlier, MAX_LINE_BYTES, Message, Node};
 use warptrace_model::metric::resource;
 use warptrace_model::{BootNanos, ClockAnchor, Value};
 
-use crate::args::{
-    Classifier, Global, InferenceArgs, InferenceRules, OutgoingArgs, OutliersArgs, ReplayArgs,
-    ScrapeWhich,
-};
+use crate::args::{Global, OutliersArgs, ReplayArgs};
+use crate::config::{self, Classifier, Loaded, Node as _, Origin, ScrapeWhich, Settings};
 use crate::{output, sessions};
 
 /// Events between two looks at what the engine concluded.
 const SETTLE_EVENTS: usize = 65_536;
 
 /// How steps are judged; `None` when they are not.
-pub(crate) fn settings(args: &InferenceArgs) -> anyhow::Result<Option<InferenceSettings>> {
-    match args.inference {
-        true => rules(&args.rules).map(Some),
+pub(crate) fn settings(config: &Settings) -> anyhow::Result<Option<InferenceSettings>> {
+    match config.inference.enabled {
+        true => rules(&config.inference).map(Some),
         false => Ok(None),
     }
 }
 
-fn rules(args: &InferenceRules) -> anyhow::Result<InferenceSettings> {
-    let mut settings = InferenceSettings::default();
-    let mut phases = PhaseRules::default();
-    settings.warmup_steps = args.inference_warmup.unwrap_or(settings.warmup_steps);
-    settings.outlier_ratio = args
-        .inference_outlier_ratio
-        .unwrap_or(settings.outlier_ratio);
-    if let Some(pause) = args.inference_pause_on_severity {
-        settings.pause_on = pause.0;
-    }
-    if let Some(degrade) = args.inference_sampler_degrade_on {
-        settings.degrade_on = degrade.0;
-    }
-    settings.fingerprint_key = args.inference_fingerprint_key;
-    if args.inference_kvcache_lineage {
-        let usual = KvLineage::default();
-        settings.kv_lineage = Some(KvLineage {
-            top_n: args.inference_kvcache_top_n.unwrap_or(usual.top_n),
-            max_per_process: args
-                .inference_kvcache_max_per_pid
-                .unwrap_or(usual.max_per_process),
-        });
-    }
-    let launches = args.inference_phase_decode_max_launches;
-    phases.decode_max_launches = launches.or(phases.decode_max_launches);
-    let copied = args.inference_phase_decode_max_memcpy;
-    phases.decode_max_copied_bytes = copied.or(phases.decode_max_copied_bytes);
-    let launches = args.inference_phase_prefill_min_launches;
-    phases.prefill_min_launches = launches.or(phases.prefill_min_launches);
-    if let Some(long) = args.inference_phase_prefill_min_avg_kernel {
-        let nanos = u64::try_from(long.as_nanos()).unwrap_or(u64::MAX);
-        phases.prefill_min_average_launch_nanos = Some(nanos);
-    }
-    let copied = args.inference_phase_mixed_memcpy;
-    phases.mixed_min_copied_bytes = copied.or(phases.mixed_min_copied_bytes);
-    if let Some((low, high)) = &mut phases.mixed_launches {
-        *low = args.inference_phase_mixed_launch_low.unwrap_or(*low);
-        *high = args.inference_phase_mixed_launch_high.unwrap_or(*high);
-    }
-    if let Some(calls) = args.inference_phase_memfrag_decode_min {
-        phases.decode_min_memory_calls = (calls > 0).then_some(calls);
-    }
-    settings.phases = match args.inference_phase_classifier {
-        Some(Classifier::Off) => None,
-        _ => Some(phases),
+/// How steps would be judged.
+///
+/// # Errors
+/// The first setting that no judgement can be made by.
+pub(crate) fn rules(config: &config::Inference) -> anyhow::Result<InferenceSettings> {
+    let phase = &config.phase;
+    let nanos = u64::try_from(phase.prefill_min_avg_kernel.as_nanos()).unwrap_or(u64::MAX);
+    let phases = PhaseRules {
+        decode_max_launches: Some(phase.decode_max_launches),
+        decode_max_copied_bytes: Some(phase.decode_max_memcpy.0),
+        prefill_min_launches: Some(phase.prefill_min_launches),
+        prefill_min_average_launch_nanos: Some(nanos),
+        mixed_min_copied_bytes: Some(phase.mixed_memcpy.0),
+        mixed_launches: Some((phase.mixed_launch_low, phase.mixed_launch_high)),
+        decode_min_memory_calls: (phase.memfrag_decode_min > 0).then_some(phase.memfrag_decode_min),
+        ..PhaseRules::default()
     };
-    settings.validate()?;
+    let settings = InferenceSettings {
+        warmup_steps: config.baseline.warmup_samples,
+        pause_on: config.baseline.pause_on_severity,
+        outlier_ratio: config.outlier.threshold_ratio,
+        degrade_on: config.outlier.sampler_degrade_on,
+        fingerprint_key: config.fingerprint_key,
+        kv_lineage: config.kvcache.lineage.then_some(KvLineage {
+            top_n: config.kvcache.top_n,
+            max_per_process: config.kvcache.max_per_pid,
+        }),
+        phases: (phase.classifier == Classifier::Rule).then_some(phases),
+        ..InferenceSettings::default()
+    };
+    settings.validate().map_err(|wrong| {
+        let key = match wrong.field {
+            "warmup_steps" => "baseline.warmup_samples",
+            "outlier_ratio" => "outlier.threshold_ratio",
+            "kv_lineage.top_n" => "kvcache.top_n",
+            "kv_lineage.max_per_process" => "kvcache.max_per_pid",
+            field => field,
+        };
+        anyhow!("inference.{key} {} is not {}", wrong.value, wrong.allowed)
+    })?;
     Ok(settings)
 }
 
 /// Servers that are looked for and asked, among `pids` and their children if there are any.
-pub(crate) fn engines(args: &InferenceArgs, pids: &[u32]) -> anyhow::Result<Option<EngineWatch>> {
-    if !args.inference || args.inference_scrape == ScrapeWhich::Off {
+pub(crate) fn engines(config: &Settings, pids: &[u32]) -> anyhow::Result<Option<EngineWatch>> {
+    let scrape = &config.inference.scrape;
+    if !config.inference.enabled || scrape.mode == ScrapeWhich::Off {
         return Ok(None);
     }
     let watch = EngineWatch::start(engines::Settings {
         pids: pids.to_vec(),
-        interval: args.inference_scrape_interval,
-        redetect: args.inference_scrape_redetect_interval,
-        host: args.inference_scrape_host,
+        interval: scrape.interval,
+        redetect: scrape.redetect_interval,
+        host: scrape.host,
         ..engines::Settings::default()
     });
     Ok(Some(watch.context("cannot look for inference servers")?))
 }
 
-/// The ways out that were asked for. `None` without `--inference`.
+/// Who is told of alerts, and how. Keys and addresses are looked up in `environment`.
+///
+/// # Errors
+/// What of it cannot be used.
+pub(crate) fn alerts(
+    config: &Settings,
+    environment: &dyn Fn(&str) -> Option<String>,
+    source: &str,
+) -> anyhow::Result<AlertConfig> {
+    // Its message has the cause in it.
+    AlertConfig::from_value(&config.alerts.show(), environment, source)
+        .map_err(|e| anyhow!("cannot send alerts: {e}"))
+}
+
+/// OpenTelemetry's variables, and what the settings say in their place. A flag and a variable of ours come before them, the file
+/// after them.
+fn otel(config: &Loaded, name: &str) -> Option<String> {
+    let otlp = &config.otlp;
+    let millis = |time: Duration| Some(time.as_millis().to_string());
+    let path_text = |path: &Option<PathBuf>| Some(path.as_ref()?.to_string_lossy().into_owned());
+    let (path, said) = match name {
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT" | "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" => {
+            ("otlp.endpoint", None)
+        }
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => {
+            let url = otlp.endpoint.as_ref();
+            ("otlp.endpoint", url.map(|url| url.0.clone()))
+        }
+        "OTEL_EXPORTER_OTLP_PROTOCOL" => {
+            let name = otlp.protocol.show().as_str().map(str::to_owned);
+            ("otlp.protocol", name)
+        }
+        "OTEL_EXPORTER_OTLP_COMPRESSION" => {
+            let name = otlp.compression.show().as_str().map(str::to_owned);
+            ("otlp.compression", name)
+        }
+        "OTEL_EXPORTER_OTLP_HEADERS" => ("otlp.headers", Some(otlp.headers.encoded())),
+        "OTEL_EXPORTER_OTLP_TIMEOUT" => ("otlp.timeout", millis(otlp.timeout)),
+        "OTEL_EXPORTER_OTLP_CERTIFICATE" => ("otlp.certificate", path_text(&otlp.certificate)),
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE" => {
+            let path = path_text(&otlp.client_certificate);
+            ("otlp.client_certificate", path)
+        }
+        "OTEL_EXPORTER_OTLP_CLIENT_KEY" => ("otlp.client_key", path_text(&otlp.client_key)),
+        "OTEL_METRIC_EXPORT_INTERVAL" => ("otlp.metric_interval", millis(otlp.metric_interval)),
+        "OTEL_EXPORTER_PROMETHEUS_HOST" => {
+            let host = config.prometheus.address.ip().to_string();
+            ("prometheus.address", Some(host))
+        }
+        "OTEL_EXPORTER_PROMETHEUS_PORT" => {
+            let port = config.prometheus.address.port().to_string();
+            ("prometheus.address", Some(port))
+        }
+        _ => return std::env::var(name).ok(),
+    };
+    match config.origin(path) {
+        Origin::Flag | Origin::Variable => said,
+        Origin::Default => std::env::var(name).ok(),
+        _ => {
+            let variable = std::env::var(name).ok();
+            variable.filter(|text| !text.trim().is_empty()).or(said)
+        }
+    }
+}
+
+/// The ways out that were asked for, without those that a recording goes on with. `None` unless inference servers are followed.
 pub(crate) fn outgoing(
-    inference: &InferenceArgs,
-    args: &OutgoingArgs,
+    config: &Loaded,
     data: &Path,
+    keep: Kept,
 ) -> anyhow::Result<Option<Outgoing>> {
-    if !inference.inference {
+    if !config.inference.enabled {
         return Ok(None);
     }
-    let lookup = |name: &str| std::env::var(name).ok();
+    let lookup = |name: &str| otel(config, name);
     let options = ResourceOptions {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        instance_id: format!("{:016x}{:08x}", now_nanos(), std::process::id()),
-        node_id: args.node.clone(),
-        cluster_id: args.cluster.clone(),
+        instance_id: instance_id(),
+        node_id: config.node.clone(),
+        cluster_id: config.cluster.clone(),
         ..ResourceOptions::default()
     };
     let (resource, ignored) = resource_attributes(&host_facts(), &options, lookup);
@@ -126,50 +185,55 @@ pub(crate) fn outgoing(
         let said = resource.get(name).and_then(Value::as_str);
         said.unwrap_or_default().to_owned()
     };
+    let names = config.metrics.names;
     let mut outgoing = Outgoing {
         node: Node {
             node_id: said(resource::NODE_ID),
             cluster_id: said(resource::CLUSTER_ID),
             ..Node::default()
         },
-        names: args.metric_names,
+        names,
         ..Outgoing::default()
     };
-    outgoing.outliers = match &args.outliers {
+    outgoing.outliers = match &config.inference.outlier.socket {
+        _ if keep.outliers => None,
         Some(path) => Some(OutlierSocket::start(path).context("cannot tell outliers")?),
         None => usual_socket(data),
     };
-    if let Some(address) = args.prometheus {
+    let prometheus = &config.prometheus;
+    if prometheus.enabled && !keep.scrape {
+        let (at, ignored) = ScrapeConfig::from_env(lookup);
+        warn_of(ignored);
+        let files = prometheus.certificate.clone().zip(prometheus.key.clone());
         let config = ScrapeConfig {
-            address,
-            names: args.metric_names,
+            names,
             token: lookup("WARPTRACE_PROMETHEUS_TOKEN"),
-            ..ScrapeConfig::loopback()
+            tls: files.map(|(certificate, key)| ServerTls { certificate, key }),
+            ..at
         };
         let scrape = Scrape::start(&config).context("cannot serve metrics to Prometheus")?;
         tracing::info!(address = %scrape.address(), "metrics are served at /metrics");
         outgoing.scrape = Some(scrape);
     }
-    if let Some(url) = &args.otlp {
-        let config = |signal| {
-            let (config, ignored) = otlp::Config::from_env(signal, lookup);
-            warn_of(ignored);
-            match url.as_str() {
-                "" => config,
-                url => config.with_base(url),
-            }
-        };
+    let collector = |signal| {
+        let (config, ignored) = otlp::Config::from_env(signal, lookup);
+        warn_of(ignored);
+        config
+    };
+    if config.otlp.enabled && config.otlp.metrics && !keep.metrics {
         let (mut settings, ignored) = MetricSettings::from_env(lookup);
         warn_of(ignored);
-        settings.names = args.metric_names;
+        settings.names = names;
         let every = settings.interval;
-        let sender = MetricSender::new(&config(Signal::Metrics), settings, &options.version)
+        let sender = MetricSender::new(&collector(Signal::Metrics), settings, &options.version)
             .context("cannot send metrics")?;
         outgoing.metrics = Some((sender, every));
+    }
+    if config.otlp.enabled && config.otlp.traces && !keep.spans {
         let (batching, ignored) = Batching::from_env(lookup);
         warn_of(ignored);
         let spans = SpanSender::new(
-            &config(Signal::Traces),
+            &collector(Signal::Traces),
             batching,
             resource.clone(),
             "warptrace",
@@ -177,9 +241,8 @@ pub(crate) fn outgoing(
         );
         outgoing.spans = Some(spans.context("cannot send traces")?);
     }
-    let alerts = AlertConfig::from_value(&Value::Null, &lookup, &outgoing.node.node_id)
-        .context("cannot send alerts")?;
-    if !alerts.receivers.is_empty() {
+    let alerts = alerts(config, &lookup, &outgoing.node.node_id)?;
+    if !alerts.receivers.is_empty() && !keep.alerts {
         outgoing.alerts = Some(Alerter::start(alerts).context("cannot send alerts")?);
     }
     outgoing.resource = resource;
@@ -201,9 +264,15 @@ fn warn_of(ignored: Vec<Ignored>) {
     }
 }
 
-fn now_nanos() -> u128 {
-    let now = std::time::SystemTime::UNIX_EPOCH.elapsed();
-    now.map_or(0, |since| since.as_nanos())
+/// Of this process: the same after its settings were read again.
+fn instance_id() -> String {
+    static ID: OnceLock<String> = OnceLock::new();
+    let new = || {
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed();
+        let nanos = now.map_or(0, |since| since.as_nanos());
+        format!("{nanos:016x}{:08x}", std::process::id())
+    };
+    ID.get_or_init(new).clone()
 }
 
 fn host_facts() -> HostFacts {
@@ -326,7 +395,8 @@ pub(crate) fn replay(global: &Global, args: &ReplayArgs) -> anyhow::Result<u8> {
     let session = sessions::open(&folder)?;
     let clocks = &session.meta().clock;
     let first = *clocks.first().context("the session has no clock")?;
-    let settings = rules(&args.rules)?.with_clock(first);
+    let config = config::of_replay(args)?;
+    let settings = rules(&config.inference)?.with_clock(first);
     let rules = Rules {
         inference: true,
         ..Rules::default()

@@ -20,7 +20,8 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
 
-use crate::args::LogLevel;
+use crate::args::Global;
+use crate::config::{LogLevel, Settings};
 
 /// The program's log; made once, by [`start`].
 static LOG: OnceLock<Log> = OnceLock::new();
@@ -72,8 +73,25 @@ pub(crate) fn start(verbose: u8) {
     });
 }
 
-/// What is told from now on, unless `WARPTRACE_LOG` says it.
-pub(crate) fn set_level(level: LogLevel) {
+/// As the settings say, from now on. Flags for more (`-v`) and `WARPTRACE_LOG` come before the level.
+///
+/// # Errors
+/// The file cannot be used: lines go on where they went.
+pub(crate) fn set(global: &Global, settings: &Settings) -> anyhow::Result<()> {
+    let place = LOG
+        .get()
+        .and_then(|log| Some(log.to.lock().as_ref()?.path.clone()));
+    let file = settings.log.file.as_deref();
+    if file.is_some() && file != place.as_deref() {
+        to(file)?;
+    }
+    if global.verbose == 0 {
+        set_level(settings.log.level);
+    }
+    Ok(())
+}
+
+fn set_level(level: LogLevel) {
     let level = match level {
         LogLevel::Off => "off",
         LogLevel::Error => "error",
@@ -90,15 +108,18 @@ pub(crate) fn set_level(level: LogLevel) {
     }
 }
 
-/// Lines go to the end of this file from now on.
+/// Lines go to the end of this file from now on, or to stderr.
 ///
 /// # Errors
 /// It cannot be opened, or might be somebody else's: lines go on where they went.
-pub(crate) fn to_file(path: &Path) -> anyhow::Result<()> {
-    let file = open(path)?;
-    if let Some(log) = LOG.get() {
+pub(crate) fn to(path: Option<&Path>) -> anyhow::Result<()> {
+    let to = path.map(|path| {
         let path = path.to_owned();
-        *log.to.lock() = Some(LogFile { path, file });
+        open(&path).map(|file| LogFile { path, file })
+    });
+    let to = to.transpose()?;
+    if let Some(log) = LOG.get() {
+        *log.to.lock() = to;
     }
     Ok(())
 }
@@ -106,12 +127,12 @@ pub(crate) fn to_file(path: &Path) -> anyhow::Result<()> {
 /// Opens the file again, which may have been moved away meanwhile.
 ///
 /// # Errors
-/// As of [`to_file`].
+/// As of [`to`].
 pub(crate) fn reopen() -> anyhow::Result<()> {
     let place = LOG
         .get()
         .and_then(|log| Some(log.to.lock().as_ref()?.path.clone()));
-    place.map_or(Ok(()), |path| to_file(&path))
+    place.map_or(Ok(()), |path| to(Some(&path)))
 }
 
 /// For its user alone, and not through a link: whoever may write to the folder could have us write elsewhere.

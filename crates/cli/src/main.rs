@@ -3,6 +3,7 @@
 mod annotate;
 mod args;
 mod check;
+mod config;
 mod daemon;
 mod demo;
 mod explain;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         Command::Ingest(args) => ingest::run(global, &args),
         Command::Export(args) => export::run(global, &args),
         Command::Memory(args) => memory::run(global, &args),
+        Command::Config(command) => config::run(&command),
         Command::Demo(args) => demo::run(global, &args),
         Command::Completions(args) => {
             let mut script = Vec::new();

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use warptrace_agent::Rollover;
@@ -11,8 +10,8 @@ use warptrace_model::UnixNanos;
 use warptrace_store::fs::{Fs, RealFs};
 use warptrace_store::{DataDir, Env, Retention, Session, SessionMeta, SessionWriter};
 
-use crate::args::{Global, SessionsArgs, SessionsCommand, StoreArgs};
-use crate::{launch, output};
+use crate::args::{Global, SessionsArgs, SessionsCommand};
+use crate::{config, launch, output};
 
 /// Where sessions are written and looked for.
 pub(crate) fn data_dir(global: &Global) -> anyhow::Result<DataDir> {
@@ -26,27 +25,20 @@ fn disk() -> Arc<dyn Fs> {
     Arc::new(RealFs)
 }
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// When a recording goes on in a new session, and what is kept: as the flags say, and of inference servers as is usual for what runs
-/// for months.
-pub(crate) fn rollover(args: &StoreArgs, inference: bool, dirs: &DataDir) -> Option<Rollover> {
-    let asked = args.rollover_size.is_some() || args.rollover_age.is_some();
-    let max_age = args
+/// When a recording goes on in a new session, and what is kept.
+pub(crate) fn rollover(store: &config::Store, dirs: &DataDir) -> Option<Rollover> {
+    let max_age = store
         .max_age
         .map(|age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
     let keep = Retention {
-        max_bytes: args.max_bytes,
+        max_bytes: store.max_bytes.map(|size| size.0),
         max_age,
-        max_parts: args
-            .keep
-            .or(inference.then_some(6))
-            .map(|parts| parts as usize),
+        max_parts: store.keep.map(|parts| parts as usize),
     };
-    let is_wanted = asked || inference || keep != Retention::default();
-    is_wanted.then(|| Rollover {
-        max_bytes: args.rollover_size.or(inference.then_some(1 << 30)),
-        max_age: args.rollover_age.or(inference.then_some(DAY)),
+    let rolls = store.rollover_size.is_some() || store.rollover_age.is_some();
+    (rolls || keep != Retention::default()).then(|| Rollover {
+        max_bytes: store.rollover_size.map(|size| size.0),
+        max_age: store.rollover_age,
         keep,
         disk: disk(),
         dir: dirs.clone(),

@@ -15,6 +15,6 @@ pub(crate) use self::client::{USER_AGENT, host, reason};
 pub use self::config::{Compression, Config, ConfigError, Headers, Protocol, Signal, Tls};
 pub(crate) use self::deliver::{Delivered, Pace, deliver};
 pub(crate) use self::environment::Variables;
-pub use self::environment::{Ignored, resource_from_env};
+pub use self::environment::{Exporter, Exporters, Ignored, resource_from_env};
 pub(crate) use self::http::{connect_for, gzip, retry_after};
 pub use self::retry::{Backoff, Retry};

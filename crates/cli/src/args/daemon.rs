@@ -5,9 +5,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::{parse_bytes, parse_duration};
+use super::{parse_bytes, parse_duration, parse_switch};
+use crate::config::LogLevel;
 
 /// What a recorder says of itself, and where its settings are.
 #[derive(Debug, Clone, Default, Args)]
@@ -27,22 +28,9 @@ pub(crate) struct DaemonArgs {
     /// What the log tells (error, warn, info, debug, trace, off) [default: warn]
     #[arg(long, value_name = "LEVEL", value_enum, hide_short_help = true)]
     pub(crate) log_level: Option<LogLevel>,
-    /// Between two status lines of --json [default: 1m; 30s with --inference]
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, hide_short_help = true)]
-    pub(crate) heartbeat: Option<Duration>,
     /// Between two samples of the machine and its devices: memory, clocks, throttling [default: 1s]
     #[arg(long, alias = "throttle-poll-interval", value_name = "TIME", value_parser = parse_duration, hide_short_help = true)]
     pub(crate) sample_interval: Option<Duration>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(crate) enum LogLevel {
-    Off,
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
 }
 
 /// Which sessions there are, and what is in them.
@@ -70,14 +58,8 @@ pub(crate) struct StoreArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration, hide_short_help = true)]
     pub(crate) max_age: Option<Duration>,
     /// Keep one event in a hundred while steps are healthy, each with its weight, and all around outliers [default: off]
-    #[arg(long, value_name = "WHICH", value_enum, hide_short_help = true)]
-    pub(crate) inference_sampler: Option<Switch>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Switch {
-    On,
-    Off,
+    #[arg(long, value_name = "on|off", value_parser = parse_switch, hide_short_help = true)]
+    pub(crate) inference_sampler: Option<bool>,
 }
 
 /// What a GPU costs.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use warptrace_agent::{Capture, Config, Finished, Outgoing, Recording, Rollover};
+use warptrace_agent::{Capture, Config, Finished, Kept, Outgoing, Recording, Rollover};
 use warptrace_api::{Explain, ExplainQuestion};
 use warptrace_capture::discover::candidate_libraries;
 use warptrace_capture::ebpf::{self, Ebpf};
@@ -24,17 +24,14 @@ use warptrace_store::DataDir;
 use self::running::trace_running;
 use self::screen::{Screen, tap};
 use self::sockets::{annotation_socket, capture_socket};
-use crate::args::{
-    Global, InferenceArgs, OutgoingArgs, RecordArgs, StoreArgs, TraceArgs, TraceJson,
-};
+use crate::args::{Global, RecordArgs, TraceArgs};
+use crate::config::{self, JsonLines, Loaded};
 use crate::launch::{self, Job, Program};
 use crate::signals::Signals;
-use crate::{explain, guest, inference, output, sessions};
+use crate::{daemon, explain, guest, inference, log, output, sessions};
 
 /// How often a waiting command looks at its child and its signals.
 const GLANCE: Duration = Duration::from_millis(50);
-/// Between two samples of the machine and the devices.
-const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// `record -- CMD`. The exit code is the command's.
 pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
@@ -42,17 +39,18 @@ pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
         Ok(program) => program,
         Err(e) => return Ok(refuse(&e)),
     };
+    let settings = config::of_record(args)?;
+    log::set(global, &settings)?;
     let signals = Signals::catch()?;
     let job = Watched {
         program: &program,
         env: Vec::new(),
         gpu_library: None,
-        sample_every: SAMPLE_EVERY,
+        sample_every: settings.sample_interval,
         rules: Rules::default(),
-        annotate: args.annotate,
+        annotate: settings.annotate,
         paused: args.paused,
-        inference: Some((&args.inference, &args.outgoing)),
-        store: Some(&args.store),
+        settings: Some(&settings),
     };
     let mut ended = Outcome::default();
     let session = with_preload(global, &job, &signals, &mut |_| {}, &mut ended)?;
@@ -69,27 +67,29 @@ pub(crate) fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
         Ok(program) => program,
         Err(e) => return Ok(refuse(&e)),
     };
+    let settings = config::of_trace(args)?;
+    log::set(global, &settings)?;
     let signals = Signals::catch()?;
     let job = Watched {
         program: &program,
         env: Vec::new(),
         gpu_library: None,
-        sample_every: SAMPLE_EVERY,
+        sample_every: settings.sample_interval,
         rules: Rules::default(),
-        annotate: args.annotate,
+        annotate: settings.annotate,
         paused: false,
-        inference: Some((&args.inference, &args.outgoing)),
-        store: Some(&args.store),
+        settings: Some(&settings),
     };
     let view = Trace {
-        ring_size: args.ring_size,
-        json: args.json,
-        limit: args.duration,
+        ring_size: settings.ring_size.0,
+        json: settings.json,
+        heartbeat: settings.heartbeat,
+        limit: settings.duration,
         libraries: Vec::new(),
     };
     let mut ended = Outcome::default();
     let session = with_ebpf(global, &job, &view, &signals, &mut |_| {}, &mut ended)?;
-    conclude(global, session, args.json.is_some(), args.quiet)?;
+    conclude(global, session, settings.json != JsonLines::Off, args.quiet)?;
     Ok(ended.exit_code)
 }
 
@@ -110,25 +110,20 @@ pub(crate) struct Watched<'a> {
     pub(crate) annotate: bool,
     /// Whether nothing is recorded until it asks for it.
     pub(crate) paused: bool,
-    /// Whether it is an inference server, and where what is found goes.
-    pub(crate) inference: Option<(&'a InferenceArgs, &'a OutgoingArgs)>,
-    /// How long a session gets, and what is kept of old ones.
-    pub(crate) store: Option<&'a StoreArgs>,
+    /// How inference servers are followed, where what is found goes, what is kept. `None` for what lasts for seconds.
+    pub(crate) settings: Option<&'a Loaded>,
 }
 
 impl Watched<'_> {
     fn rollover(&self, dirs: &DataDir) -> Option<Rollover> {
-        let is_server = self
-            .inference
-            .is_some_and(|(inference, _)| inference.inference);
-        self.store
-            .and_then(|store| sessions::rollover(store, is_server, dirs))
+        let settings = self.settings?;
+        sessions::rollover(&settings.store, dirs)
     }
 
     /// Checked, and ready, before the command begins.
     fn followed(&self, data: &Path) -> anyhow::Result<Followed> {
-        match self.inference {
-            Some((inference, outgoing)) => followed(inference, outgoing, &[], data),
+        match self.settings {
+            Some(settings) => followed(settings, &[], data),
             None => Ok(Followed::default()),
         }
     }
@@ -142,23 +137,20 @@ struct Followed {
     outgoing: Option<Outgoing>,
 }
 
-fn followed(
-    inference: &InferenceArgs,
-    outgoing: &OutgoingArgs,
-    pids: &[u32],
-    data: &Path,
-) -> anyhow::Result<Followed> {
+fn followed(settings: &Loaded, pids: &[u32], data: &Path) -> anyhow::Result<Followed> {
     Ok(Followed {
-        inference: inference::settings(inference)?,
-        outgoing: inference::outgoing(inference, outgoing, data)?,
-        engines: inference::engines(inference, pids)?,
+        inference: inference::settings(settings)?,
+        outgoing: inference::outgoing(settings, data, Kept::default())?,
+        engines: inference::engines(settings, pids)?,
     })
 }
 
 /// What `trace` shows while it runs.
 pub(crate) struct Trace {
     pub(crate) ring_size: u32,
-    pub(crate) json: Option<TraceJson>,
+    pub(crate) json: JsonLines,
+    /// Between two status lines.
+    pub(crate) heartbeat: Duration,
     pub(crate) limit: Option<Duration>,
     /// Libraries to attach before the command begins, beside those that are found.
     pub(crate) libraries: Vec<PathBuf>,
@@ -297,7 +289,8 @@ pub(crate) fn with_ebpf(
         running.release();
         started(running.pid());
         // A table would lie over the command's own output: with a command there are JSON lines, or the end.
-        let screen = view.json.map(|json| Screen::start(Some(json), events));
+        let is_wanted = view.json != JsonLines::Off;
+        let screen = is_wanted.then(|| Screen::start(view.json, view.heartbeat, events));
         outlive(
             &mut running,
             &recording,
@@ -398,7 +391,7 @@ fn config((gpu, gaps): (Option<GpuPoller>, Vec<Gap>), job: &Watched<'_>, pid: u3
 fn symbolizer() -> Symbols {
     Symbols::new(|| {
         let mut command = std::process::Command::new("/proc/self/exe");
-        command.arg("symbolize");
+        daemon::alone(&mut command).arg("symbolize");
         command
     })
 }

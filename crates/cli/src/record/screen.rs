@@ -9,22 +9,22 @@ use warptrace_capture::clock;
 use warptrace_model::{ClockAnchor, Event};
 use warptrace_tui::{Action, Tui};
 
-use crate::args::TraceJson;
+use crate::config::JsonLines;
 use crate::output;
-
-/// A status line of `trace --json`.
-const STATUS_EVERY: Duration = Duration::from_secs(60);
 
 pub(super) type Tap = (Option<SyncSender<Vec<Event>>>, Option<Receiver<Vec<Event>>>);
 
-pub(super) fn tap(json: Option<TraceJson>) -> Tap {
-    if json == Some(TraceJson::Events) {
+pub(super) fn tap(json: JsonLines) -> Tap {
+    if json == JsonLines::Events {
         let (sender, receiver) = sync_channel(256);
         (Some(sender), Some(receiver))
     } else {
         (None, None)
     }
 }
+
+/// Between two looks at the recording, which publishes as often.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What `trace` shows: a table in a terminal, JSON lines elsewhere.
 pub(super) struct Screen {
@@ -37,16 +37,25 @@ struct Lines {
     events: Option<Receiver<Vec<Event>>>,
     anchor: ClockAnchor,
     status: Instant,
+    heartbeat: Duration,
+    looked: Option<Instant>,
     findings: Vec<(String, u64)>,
 }
 
 impl Screen {
-    pub(super) fn start(json: Option<TraceJson>, events: Option<Receiver<Vec<Event>>>) -> Screen {
-        let terminal = std::io::stdout().is_terminal() && json.is_none();
+    /// Status lines are `heartbeat` apart.
+    pub(super) fn start(
+        json: JsonLines,
+        heartbeat: Duration,
+        events: Option<Receiver<Vec<Event>>>,
+    ) -> Screen {
+        let terminal = std::io::stdout().is_terminal() && json == JsonLines::Off;
         let lines = (!terminal).then(|| Lines {
             events,
             anchor: clock::anchor(),
             status: Instant::now(),
+            heartbeat,
+            looked: None,
             findings: Vec::new(),
         });
         Screen {
@@ -61,16 +70,25 @@ impl Screen {
             lines.write(recording)?;
             return Ok(Action::Continue);
         }
-        if self
-            .drawn
-            .is_some_and(|at| at.elapsed() < Duration::from_millis(200))
-        {
+        if self.drawn.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
             return Ok(Action::Continue);
         }
         self.drawn = Some(Instant::now());
         match &mut self.tui {
             Some(tui) => Ok(tui.draw(&recording.live())?),
             None => Ok(Action::Continue),
+        }
+    }
+
+    /// Whether it is a table, in a terminal.
+    pub(super) fn is_table(&self) -> bool {
+        self.tui.is_some()
+    }
+
+    /// Status lines are so far apart from now on.
+    pub(super) fn set_heartbeat(&mut self, heartbeat: Duration) {
+        if let Some(lines) = &mut self.lines {
+            lines.heartbeat = heartbeat;
         }
     }
 
@@ -90,7 +108,14 @@ impl Screen {
 impl Lines {
     fn write(&mut self, recording: &Recording) -> anyhow::Result<()> {
         self.events()?;
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return Ok(());
+        }
+        self.looked = Some(Instant::now());
         let live = recording.live();
+        // Of what is not shown any more nothing new is told either.
+        let shown = |id: &String| live.findings.iter().any(|finding| finding.id == *id);
+        self.findings.retain(|(id, _)| shown(id));
         for finding in &live.findings {
             let known = self.findings.iter_mut().find(|(id, _)| *id == finding.id);
             let news = match known {
@@ -110,7 +135,7 @@ impl Lines {
                 )?;
             }
         }
-        if self.status.elapsed() >= STATUS_EVERY {
+        if self.status.elapsed() >= self.heartbeat {
             self.status = Instant::now();
             output::print_json(&serde_json::json!({
                 "type": "status", "session": live.session, "elapsed_ns": live.elapsed_ns, "records": live.records,

@@ -1,4 +1,4 @@
-//! The rules that all of OpenTelemetry's variables share, and the two that describe the resource.
+//! The rules that all of OpenTelemetry's variables share, the two that describe the resource, and those that choose exporters.
 //!
 //! Source: OpenTelemetry specification 1.4x, *Environment Variable Specification*: an empty variable is as if not set; what
 //! cannot be read gives a warning and is ignored; only `true`, in any case, is true.
@@ -146,9 +146,74 @@ pub fn resource_from_env(lookup: impl Fn(&str) -> Option<String>) -> (Object, Ve
     (resource, variables.ignored())
 }
 
+/// Where OpenTelemetry's variables say that a signal goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exporter {
+    Otlp,
+    Prometheus,
+}
+
+/// What OpenTelemetry's variables say of exporting at all.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Exporters {
+    /// `OTEL_SDK_DISABLED`.
+    pub disabled: bool,
+    /// `OTEL_METRICS_EXPORTER`: none of them (`none`), or those that are named. `None` where it says nothing.
+    pub metrics: Option<Vec<Exporter>>,
+    /// `OTEL_TRACES_EXPORTER`.
+    pub traces: Option<Vec<Exporter>>,
+}
+
+impl Exporters {
+    /// By the variables, and which of them were ignored.
+    ///
+    /// Several exporters are a list with commas. `console` is ignored: stdout is for what is found.
+    pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> (Exporters, Vec<Ignored>) {
+        let variables = Variables::new(lookup);
+        let exporters = |name: &str, expected, known: &[(&str, Exporter)]| {
+            let said = variables.get(name)?;
+            said.read(expected, |text| {
+                let words = text.split(',').map(str::trim).filter(|word| *word != "none");
+                let named = |word: &str| known.iter().find(|(name, _)| *name == word).map(|(_, e)| *e);
+                words.map(named).collect::<Option<Vec<_>>>()
+            })
+        };
+        let metrics = [("otlp", Exporter::Otlp), ("prometheus", Exporter::Prometheus)];
+        let found = Exporters {
+            disabled: variables.get("OTEL_SDK_DISABLED").is_some_and(|said| said.is_true()),
+            metrics: exporters("OTEL_METRICS_EXPORTER", "otlp, prometheus or none", &metrics),
+            traces: exporters("OTEL_TRACES_EXPORTER", "otlp or none", &metrics[..1]),
+        };
+        (found, variables.ignored())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exporters_are_chosen_by_signal_and_what_is_not_known_is_ignored() {
+        use Exporter::{Otlp, Prometheus};
+        let read = |metrics: &str, traces: &str, disabled: &str| {
+            Exporters::from_env(|name| {
+                let said = match name {
+                    "OTEL_METRICS_EXPORTER" => metrics,
+                    "OTEL_TRACES_EXPORTER" => traces,
+                    "OTEL_SDK_DISABLED" => disabled,
+                    _ => return None,
+                };
+                Some(said.to_owned())
+            })
+        };
+        let (none, ignored) = read("", "", "1");
+        assert_eq!((none, ignored.len()), (Exporters::default(), 0));
+        let (both, _) = read("otlp, prometheus", "none", "TRUE");
+        assert_eq!(both.metrics, Some(vec![Otlp, Prometheus]));
+        assert_eq!((both.traces, both.disabled), (Some(Vec::new()), true));
+        let (wrong, ignored) = read("console", "prometheus", "");
+        assert_eq!((wrong, ignored.len()), (Exporters::default(), 2));
+    }
 
     #[track_caller]
     fn check(attributes: &str, name: &str, expected: &[(&str, &str)], ignored: usize) {
