@@ -12,6 +12,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Uid, User};
 
+use crate::daemon;
+
 /// A command that exists and may be executed.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
@@ -96,7 +98,7 @@ impl Program {
     /// Starts it at once, with `env` added to ours.
     pub(crate) fn start(&self, env: &[(OsString, OsString)]) -> anyhow::Result<Job> {
         let mut command = Command::new(&self.path);
-        command
+        daemon::alone(&mut command)
             .arg0(&self.command[0])
             .args(&self.command[1..])
             .envs(env.iter().map(|(k, v)| (k, v)));
@@ -113,7 +115,7 @@ impl Program {
         fcntl(&reader, FcntlArg::F_SETFD(FdFlag::empty())).context("cannot pass a pipe on")?;
         let own = std::env::current_exe().context("cannot find our own program")?;
         let mut command = Command::new(own);
-        command
+        daemon::alone(&mut command)
             .arg("gated-exec")
             .arg(format!("--gate={}", reader.as_raw_fd()))
             .arg("--")
