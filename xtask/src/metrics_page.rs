@@ -23,7 +23,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
     ("Collectives", &["warptrace.nccl."]),
     (
         "Devices",
-        &["hw.gpu.", "warptrace.gpu.", "warptrace.process.gpu."],
+        &["hw.", "warptrace.gpu.", "warptrace.process.gpu."],
     ),
     ("The machine", &["system.", "process.context_switches"]),
     (
@@ -43,6 +43,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
         "warptrace itself",
         &[
             "warptrace.agent.",
+            "warptrace.annotation.",
             "warptrace.store.",
             "warptrace.stream.",
             "warptrace.metric.",

@@ -16,6 +16,7 @@ mod health;
 mod live;
 mod load;
 mod memory;
+mod numbers;
 mod outgoing;
 mod outliers;
 mod pipeline;

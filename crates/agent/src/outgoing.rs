@@ -16,9 +16,12 @@ use warptrace_formats::otlp::{finding_span, outlier_span};
 use warptrace_formats::outlier_stream::{Message, Node};
 use warptrace_model::inference::Outlier;
 use warptrace_model::metric::{Snapshot, add_outlier_exemplars, inference_families};
-use warptrace_model::{BootNanos, ClockAnchor, Finding, FindingId, Object, SpanContext};
+use warptrace_model::{
+    BootNanos, ClockAnchor, Event, Finding, FindingId, Gap, Loss, Object, SpanContext, Unit,
+};
 
 use crate::health::Health;
+use crate::numbers::{Numbers, Own};
 use crate::outliers::OutlierSocket;
 use crate::servers::Servers;
 
@@ -89,10 +92,17 @@ pub(crate) struct Out {
     /// Findings as they were told last, and when.
     findings: BTreeMap<FindingId, (BootNanos, Finding)>,
     outliers: Vec<Outlier>,
+    numbers: Numbers,
+    own: Own,
 }
 
 impl Out {
-    pub(crate) fn new(to: Outgoing, began: BootNanos, health: &Arc<Health>) -> Out {
+    pub(crate) fn new(
+        to: Outgoing,
+        began: BootNanos,
+        clock: ClockAnchor,
+        health: &Arc<Health>,
+    ) -> Out {
         to.begin(health);
         Out {
             to,
@@ -102,7 +112,28 @@ impl Out {
             pushed: began,
             findings: BTreeMap::new(),
             outliers: Vec::new(),
+            numbers: Numbers::new(began, clock.unix(began)),
+            own: Own::default(),
         }
+    }
+
+    /// What happened, and what of it was lost.
+    pub(crate) fn events(&mut self, events: &[Event], clock: ClockAnchor) {
+        self.numbers.events(events, clock);
+    }
+
+    /// What the engine made of it, besides findings, and how much is stored.
+    pub(crate) fn settled(&mut self, units: &[Unit], stored_bytes: u64) {
+        self.numbers.units(units);
+        self.own.stored(stored_bytes);
+    }
+
+    pub(crate) fn losses(&mut self, losses: &[Loss]) {
+        self.numbers.losses(losses);
+    }
+
+    pub(crate) fn gaps(&mut self, gaps: &[Gap]) {
+        self.numbers.gaps(gaps);
     }
 
     /// Goes on with other ways out. Nothing that waits is lost, and nothing here waits for it.
@@ -126,6 +157,7 @@ impl Out {
             to.alerts = old.alerts.take();
         }
         to.begin(health);
+        self.own.leave(&old);
         self.leaving.retain(|leaving| !leaving.is_finished());
         let thread = Builder::new().name("wt-leaving".to_owned());
         let leaving = thread.spawn(move || old.close(Instant::now() + PATIENCE_BESIDE));
@@ -144,6 +176,7 @@ impl Out {
         now: BootNanos,
         clock: ClockAnchor,
     ) {
+        self.numbers.findings(findings);
         if self.to.spans.is_some() {
             for finding in findings {
                 let told = (now, finding.clone());
@@ -241,7 +274,7 @@ impl Out {
     }
 
     fn snapshot(
-        &self,
+        &mut self,
         now: BootNanos,
         engine: &Engine,
         mut servers: Option<&mut Servers>,
@@ -259,7 +292,10 @@ impl Out {
         }
         if let Some(servers) = &servers {
             families.extend(servers.families(clock));
+            self.own.unanswered(servers.unanswered());
         }
+        self.own.look(&self.to);
+        families.extend(self.numbers.families(&self.own, clock, now));
         Snapshot {
             resource: self.to.resource.clone(),
             families,

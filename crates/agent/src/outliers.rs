@@ -140,6 +140,11 @@ impl OutlierSocket {
         self.ring();
     }
 
+    /// How many listen.
+    pub fn consumers(&self) -> usize {
+        self.shared.consumers.load(Ordering::Relaxed)
+    }
+
     pub fn counts(&self) -> OutlierCounts {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         OutlierCounts {

@@ -170,7 +170,7 @@ impl Recording {
                 None => Engine::new(rules),
             },
             servers: engines.map(Servers::new),
-            out: outgoing.map(|outgoing| Out::new(outgoing, now, &health)),
+            out: outgoing.map(|outgoing| Out::new(outgoing, now, anchor, &health)),
             next_outgoing: Arc::clone(&next_outgoing),
             health: Arc::clone(&health),
             clock: anchor,
@@ -420,8 +420,8 @@ struct Pipeline {
 impl Pipeline {
     fn run(mut self, receiver: Receiver<Message>) -> (PathBuf, Result<(), StoreError>) {
         self.writer.anchor(self.clock);
-        self.writer.gaps(&self.gaps);
-        self.state.gaps(&self.gaps);
+        let gaps = self.gaps.clone();
+        self.not_known(&gaps);
         loop {
             match receiver.recv_timeout(TICK) {
                 Ok(message) => {
@@ -499,7 +499,7 @@ impl Pipeline {
         let losses = self.writer.losses();
         let old = std::mem::replace(&mut self.writer, next);
         keeper.retire(old);
-        self.state.losses(&losses);
+        self.lost(&losses);
         self.writer.gaps(&self.gaps);
         let id = &self.writer.meta().id;
         self.state.session(id);
@@ -514,7 +514,7 @@ impl Pipeline {
         };
         match &mut self.out {
             Some(out) => out.reload(next, &self.health),
-            None => self.out = Some(Out::new(next.outgoing, now, &self.health)),
+            None => self.out = Some(Out::new(next.outgoing, now, self.clock, &self.health)),
         }
     }
 
@@ -529,8 +529,7 @@ impl Pipeline {
                 self.state.findings(findings);
             }
             Message::Unresolved(gap) => {
-                self.writer.gaps(std::slice::from_ref(&gap));
-                self.state.gaps(&[gap]);
+                self.not_known(&[gap]);
             }
             Message::Batch(source, batch) => {
                 let Batch {
@@ -570,8 +569,7 @@ impl Pipeline {
                     }));
                 }
                 events.extend(counts.into_iter().map(|c| Event::Counts(Box::new(c))));
-                self.writer.gaps(&gaps);
-                self.state.gaps(&gaps);
+                self.not_known(&gaps);
                 for stack in &stacks {
                     self.writer.stacks(&[(stack.id, stack.addresses.clone())]);
                 }
@@ -588,8 +586,7 @@ impl Pipeline {
         let mut events = std::mem::take(&mut self.scratch);
         annotations.hear(&mut events);
         let gaps = annotations.gaps();
-        self.writer.gaps(&gaps);
-        self.state.gaps(&gaps);
+        self.not_known(&gaps);
         self.spread(events);
     }
 
@@ -597,6 +594,9 @@ impl Pipeline {
     fn spread(&mut self, mut events: Vec<Event>) {
         self.writer.events(&events);
         self.state.events(&events);
+        if let Some(out) = &mut self.out {
+            out.events(&events, self.clock);
+        }
         if let Some(tap) = &self.tap
             && let Err(TrySendError::Full(missed)) = tap.try_send(events.clone())
         {
@@ -607,7 +607,7 @@ impl Pipeline {
                 window: None,
                 pid: None,
             };
-            self.state.losses(&[loss]);
+            self.lost(&[loss]);
         }
         let now = clock::boot_now();
         for mut event in events.drain(..) {
@@ -652,14 +652,31 @@ impl Pipeline {
             }
         }
         self.writer.findings(&output.findings);
-        self.writer.gaps(&output.gaps);
-        self.state.gaps(&output.gaps);
+        self.not_known(&output.gaps);
         self.state.findings(output.findings);
         let mut losses = output.losses;
         losses.extend(self.writer.losses());
         let events: Vec<Event> = losses.iter().copied().map(Event::Lost).collect();
         self.writer.events(&events);
-        self.state.losses(&losses);
+        if let Some(out) = &mut self.out {
+            out.settled(&output.units, self.writer.bytes());
+        }
+        self.lost(&losses);
+    }
+
+    fn not_known(&mut self, gaps: &[Gap]) {
+        self.writer.gaps(gaps);
+        self.state.gaps(gaps);
+        if let Some(out) = &mut self.out {
+            out.gaps(gaps);
+        }
+    }
+
+    fn lost(&mut self, losses: &[Loss]) {
+        self.state.losses(losses);
+        if let Some(out) = &mut self.out {
+            out.losses(losses);
+        }
     }
 
     fn publish(&mut self, now: BootNanos) {

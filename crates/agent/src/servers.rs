@@ -122,6 +122,11 @@ impl Servers {
         engine
     }
 
+    /// Questions that had no answer, by why.
+    pub(crate) fn unanswered(&self) -> Vec<(&'static str, u64)> {
+        self.watch.counts().failed
+    }
+
     /// What the servers say, as metrics.
     pub(crate) fn families(&self, clock: ClockAnchor) -> Vec<Family> {
         let mut all: Vec<Family> = Vec::new();

@@ -1,9 +1,11 @@
 //! What `/proc` says of a process: its constant facts. Read once a process, never in a loop over calls.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use warptrace_model::{BootNanos, Incarnation, Pid, ProcessInfo};
+
+use crate::maps::mapped_files;
 
 /// Arguments and environment longer than this are cut, bytes.
 const MAX_TEXT: u64 = 1 << 20;
@@ -176,9 +178,33 @@ fn container_id(cgroup: &str) -> Option<&str> {
         .rfind(|part| part.len() == 64)
 }
 
+/// Files that the process has mapped whose name begins with `stem` and `.so`, as it names them; none when it cannot be looked at.
+pub fn loaded(pid: Pid, stem: &str) -> Vec<PathBuf> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let wanted = |name: &str| {
+        name.strip_prefix(stem)
+            .is_some_and(|rest| rest.starts_with(".so"))
+    };
+    let files = mapped_files(&maps, wanted).into_iter();
+    files.map(|file| file.path).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_library_that_a_process_has_loaded_is_found_by_its_stem() {
+        let pid = Pid(std::process::id());
+        let libc = loaded(pid, "libc");
+        assert!(
+            libc.iter()
+                .any(|path| path.to_string_lossy().contains("libc.so")),
+            "{libc:?}"
+        );
+        assert!(loaded(pid, "lib").is_empty());
+        assert!(loaded(Pid(u32::MAX), "libc").is_empty());
+    }
 
     #[test]
     fn a_name_with_parentheses_and_spaces_does_not_shift_the_fields() {

@@ -373,6 +373,8 @@ pub struct GpuSample {
     /// NVML's index.
     pub device: u16,
     pub uuid: String,
+    /// As NVML has it: `NVIDIA H100 80GB HBM3`; empty when it is not known.
+    pub name: String,
     pub sm_clock_mhz: Option<u32>,
     pub max_sm_clock_mhz: Option<u32>,
     /// Throttle (clock event) reasons, NVML's bits.
@@ -380,6 +382,10 @@ pub struct GpuSample {
     /// Bytes in use on the device, by all processes.
     pub memory_used: Option<u64>,
     pub memory_total: Option<u64>,
+    /// What can be allocated; with what is in use less than all, since the driver keeps some.
+    pub memory_free: Option<u64>,
+    pub temperature_celsius: Option<u32>,
+    pub power_milliwatts: Option<u32>,
     /// Busy fraction, 0..1.
     pub utilization: Option<f64>,
     /// Each process's share of the device since the last sample, 0..1, and its bytes.

@@ -21,7 +21,7 @@ pub use self::inference::{
 };
 pub use self::meter::{Meter, Refused, SERIES_LIMIT};
 pub use self::names::prometheus_name;
-pub use self::point::{Exemplar, Family, Number, Point, Snapshot};
+pub use self::point::{Exemplar, Families, Family, Number, Point, Snapshot};
 pub use self::table::{metric, resource};
 
 /// What a measurement is. OpenTelemetry's words.
@@ -54,7 +54,7 @@ impl Instrument {
 pub struct Metric {
     pub name: &'static str,
     pub instrument: Instrument,
-    /// UCUM: `s`, `By`, `1` for a fraction or a state, `{thing}` for what is counted.
+    /// UCUM: `s`, `By`, `Hz`, `Cel`, `W`, `1` for a fraction or a state, `{thing}` for what is counted.
     pub unit: &'static str,
     /// One sentence without its full stop.
     pub meaning: &'static str,

@@ -250,6 +250,11 @@ rows! {
         memory_used: Option<u64>,
         utilization: Option<f64>,
         processes: Vec<GpuProcessRow>,
+        /// Null in older sessions, like those after it.
+        name: Option<String>,
+        memory_free: Option<u64>,
+        temperature_celsius: Option<u32>,
+        power_milliwatts: Option<u32>,
     }
 
     GpuProcessRow, GpuProcessColumns, GpuProcessReader {

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 
 use nvml_wrapper::Nvml;
-use nvml_wrapper::enum_wrappers::device::Clock;
+use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::error::NvmlError;
 use warptrace_model::{BootNanos, Gap, GapCode, GpuSample, Pid};
@@ -91,6 +91,7 @@ impl GpuPoller {
             at: now,
             device: index as u16,
             uuid: device.uuid().unwrap_or_default(),
+            name: device.name().unwrap_or_default(),
             sm_clock_mhz: device.clock_info(Clock::SM).ok(),
             max_sm_clock_mhz: device.max_clock_info(Clock::SM).ok(),
             throttle_reasons: device
@@ -99,6 +100,9 @@ impl GpuPoller {
                 .map(|reasons| reasons.bits()),
             memory_used: memory.as_ref().map(|m| m.used),
             memory_total: memory.as_ref().map(|m| m.total),
+            memory_free: memory.as_ref().map(|m| m.free),
+            temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok(),
+            power_milliwatts: device.power_usage().ok(),
             utilization: device
                 .utilization_rates()
                 .ok()

@@ -98,7 +98,7 @@ attributes! {
     LIBRARY_PATH = "warptrace.library.path", Text, ["libnccl_path"], ["libnccl_path"], "file of the library";
     LIBRARY_VERSION = "warptrace.library.version", Text, ["libnccl_version"], ["libnccl_version"], "version of the library";
 
-    LAYER = "warptrace.layer", Text, ["source"], ["source"], "who was called: `cuda`, the runtime, or `driver`";
+    LAYER = "warptrace.layer", Text, ["source"], ["source"], "who was called: `cuda`, the runtime, `cuda_graph`, its graphs, or `driver`";
     FUNCTION = "warptrace.cuda.function", Text, ["operation"], ["operation"], "the function that was called, without variants";
     PERCENTILE = "warptrace.percentile", Text, ["percentile"], ["percentile"], "`p50`, `p95` or `p99`; never under our own names";
     COPY_DIRECTION = "warptrace.cuda.copy.direction", Text, ["ingero.memcpy.direction"], ["direction"],
@@ -144,5 +144,6 @@ attributes! {
     SEVERITY = "warptrace.finding.severity", Text, [], [], "`low`, `medium`, `high` or `critical`";
     UNIT_KIND = "warptrace.unit.kind", Text, [], [], "`wait_interval`, `named`, `call` or `cold_start`";
     ERROR_TYPE = "error.type", Text, [], [], "why it failed or was dropped, in one word; absent on success";
+    GAP = "warptrace.gap.code", Text, [], [], "what sort of thing is not known: `records_lost`, `no_nvml`, …";
     SOURCE = "warptrace.source", Text, [], [], "where what was dropped came from: a ring, a map, a queue";
 }

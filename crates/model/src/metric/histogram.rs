@@ -214,6 +214,19 @@ impl Exponential {
         }
     }
 
+    /// Durations that were counted elsewhere, in seconds, each bucket at its middle; `total_nanos` is their exact sum. Smallest and
+    /// largest are not known. A later state of the same histogram is a later state of this one.
+    pub fn from_durations(durations: &crate::Histogram, total_nanos: u64) -> Exponential {
+        let mut to = Exponential::default();
+        for (bucket, n) in durations.buckets() {
+            let (low, high) = warptrace_record::histogram::bounds(bucket);
+            to.record_many((low + (high - 1 - low) / 2) as f64 / 1e9, n);
+        }
+        to.sum = total_nanos as f64 / 1e9;
+        to.range = None;
+        to
+    }
+
     pub fn scale(&self) -> i32 {
         self.scale
     }
@@ -449,6 +462,22 @@ mod tests {
         }
         // (0.5, 1]
         assert_eq!((exponential.offset(), exponential.counts()), (-1, &[1][..]));
+    }
+
+    #[test]
+    fn durations_counted_elsewhere_keep_their_number_and_sum_and_only_grow() {
+        let mut durations = crate::Histogram::default();
+        let (mut total, mut earlier) = (0, Exponential::default());
+        for nanos in [0, 1, 7, 480, 999, 52_000, 1_000_000, 3_000_000_000, 1 << 41] {
+            durations.record(nanos);
+            total += nanos;
+            let now = Exponential::from_durations(&durations, total);
+            assert_eq!(now.count(), durations.count(), "{nanos}");
+            assert_eq!(now.sum(), total as f64 / 1e9);
+            let new = now.since(&earlier);
+            assert_eq!(new.map(|new| new.count()), Some(1), "{nanos}");
+            earlier = now;
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Exemplar, Explicit, Family, Metric, Number, Point, attribute, metric};
+use super::{Exemplar, Explicit, Families, Family, Metric, Number, attribute, metric};
 use crate::inference::{
     BoundedHistogram, InferenceState, Outlier, OutlierBucket, Phase, SamplerState, WorkloadKey,
     WorkloadState,
@@ -29,11 +29,7 @@ pub fn inference_families(
     at: BootNanos,
 ) -> Vec<Family> {
     let (start, at) = (clock.unix(start), clock.unix(at));
-    let mut to = Families {
-        start,
-        at,
-        families: Vec::new(),
-    };
+    let mut to = Families::new(start, at);
     let workloads = current(&state.workloads);
     let of = |workload: &WorkloadState| workload_attributes(&workload.key, server);
 
@@ -145,7 +141,7 @@ pub fn inference_families(
     ] {
         to.push(metric, Object::new(), count(n));
     }
-    to.families
+    to.finish()
 }
 
 /// Puts outliers, those since the snapshot before, beside their workloads' steps as exemplars: how long the step took, the span that it
@@ -210,11 +206,7 @@ pub fn serving_families(
     started: UnixNanos,
     at: UnixNanos,
 ) -> Vec<Family> {
-    let mut to = Families {
-        start: started,
-        at,
-        families: Vec::new(),
-    };
+    let mut to = Families::new(started, at);
     for reading in readings {
         let name = reading.metric.name();
         let Some(metric) = metric::ALL.iter().find(|metric| metric.name == name) else {
@@ -239,7 +231,7 @@ pub fn serving_families(
         };
         to.push(metric, attributes, value);
     }
-    to.families
+    to.finish()
 }
 
 /// Attributes of a workload, by our names.
@@ -267,49 +259,6 @@ pub fn workload_attributes(
         attributes.insert(attribute::GEN_AI_SYSTEM.name, server.engine.name());
     }
     attributes
-}
-
-struct Families {
-    start: UnixNanos,
-    at: UnixNanos,
-    families: Vec<Family>,
-}
-
-impl Families {
-    fn push(&mut self, metric: &'static Metric, attributes: Object, value: Number) {
-        self.push_since(metric, self.start, attributes, value);
-    }
-
-    fn push_since(
-        &mut self,
-        metric: &'static Metric,
-        start: UnixNanos,
-        attributes: Object,
-        value: Number,
-    ) {
-        let point = Point {
-            attributes,
-            start: if metric.accumulates() {
-                start
-            } else {
-                UnixNanos(0)
-            },
-            at: self.at,
-            value,
-            exemplars: Vec::new(),
-        };
-        match self
-            .families
-            .iter_mut()
-            .find(|family| family.metric == metric)
-        {
-            Some(family) => family.points.push(point),
-            None => self.families.push(Family {
-                metric,
-                points: vec![point],
-            }),
-        }
-    }
 }
 
 fn one(attribute: &super::Attribute, value: &str) -> Object {
@@ -343,6 +292,7 @@ mod tests {
         CgroupHash, EventId, KV_AGE_BOUNDS_MILLIS, KvAgeHistogram, LeftOutSteps, STEP_BOUNDS_NANOS,
         StepHistogram,
     };
+    use crate::metric::Point;
     use crate::record::{OpId, Source};
     use crate::serving::{ServingHistogram, ServingMetric};
     use crate::{Device, Incarnation, SpanContext, Stream, Tid, Value};

@@ -10,6 +10,9 @@ pub fn prometheus_name(metric: &Metric) -> (String, &'static str) {
     let unit = match metric.unit {
         "s" => "seconds",
         "By" => "bytes",
+        "Hz" => "hertz",
+        "Cel" => "celsius",
+        "W" => "watts",
         "1" if metric.instrument == Instrument::Gauge => "ratio",
         _ => "",
     };

@@ -19,6 +19,63 @@ pub struct Family {
     pub points: Vec<Point>,
 }
 
+/// Families as they are put together, of counts that began at one time and are told at another.
+#[derive(Debug)]
+pub struct Families {
+    start: UnixNanos,
+    at: UnixNanos,
+    families: Vec<Family>,
+}
+
+impl Families {
+    pub fn new(start: UnixNanos, at: UnixNanos) -> Families {
+        Families {
+            start,
+            at,
+            families: Vec::new(),
+        }
+    }
+
+    /// Adds a series. Whoever adds takes care that no two of a metric are alike.
+    pub fn push(&mut self, metric: &'static Metric, attributes: Object, value: Number) {
+        self.push_since(metric, self.start, attributes, value);
+    }
+
+    /// Adds a series that counts from `start` on.
+    pub fn push_since(
+        &mut self,
+        metric: &'static Metric,
+        start: UnixNanos,
+        attributes: Object,
+        value: Number,
+    ) {
+        let start = match metric.accumulates() {
+            true => start,
+            false => UnixNanos(0),
+        };
+        let point = Point {
+            attributes,
+            start,
+            at: self.at,
+            value,
+            exemplars: Vec::new(),
+        };
+        let mut known = self.families.iter_mut();
+        match known.find(|family| family.metric == metric) {
+            Some(family) => family.points.push(point),
+            None => self.families.push(Family {
+                metric,
+                points: vec![point],
+            }),
+        }
+    }
+
+    /// Each metric once, in the order in which they came first.
+    pub fn finish(self) -> Vec<Family> {
+        self.families
+    }
+}
+
 /// One series at one time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Point {

@@ -444,13 +444,15 @@ metrics! {
 
     // Calls.
     CUDA_CALL_DURATION = histogram("warptrace.cuda.call.duration", "s", CALL_SECS,
-        "Calls of CUDA's runtime and driver, by the time of the host").by(&[&LAYER, &FUNCTION, &ERROR_TYPE])
+        "Calls of CUDA's runtime and driver, by the time of the host; their count is exact").by(&[&LAYER, &FUNCTION])
         .ingero(&[
             Ingero::double("gpu.cuda.operation.duration", "us").derived(Derived::Percentiles(1e6))
                 .prometheus("gpu_cuda_operation_duration_microseconds").by(&[&LAYER, &FUNCTION, &PERCENTILE]),
             Ingero::sum("gpu.cuda.operation.count", "{event}").derived(Derived::Count)
                 .prometheus("gpu_cuda_operation_count").by(&[&LAYER, &FUNCTION]),
         ]);
+    CUDA_CALL_FAILED = counter("warptrace.cuda.call.failed", "{call}",
+        "Calls that returned an error, but for those that ask whether something is done").by(&[&LAYER, &FUNCTION, &ERROR_TYPE]);
     CUDA_COPY_IO = counter("warptrace.cuda.copy.io", "By", "Bytes that were copied").by(&[&COPY_DIRECTION])
         .ingero(&[
             Ingero::sum("gpu.memcpy.bytes_total", "By").prometheus("gpu_memcpy_bytes_total").by(&[&COPY_DIRECTION]),
@@ -541,6 +543,11 @@ metrics! {
             Ingero::only_prometheus("gpu_throttle_hw_event_total", Shape::Sum).only(&THROTTLE_REASON, "hw"),
         ]);
 
+    GPU_CLOCK = gauge("warptrace.gpu.clock.frequency", "Hz", "Frequency of the multiprocessors' clock").by(&[&GPU]);
+    GPU_CLOCK_LIMIT = gauge("warptrace.gpu.clock.limit", "Hz", "The most that it can be").by(&[&GPU]);
+    GPU_TEMPERATURE = gauge("hw.temperature", "Cel", "Temperature of the device").by(&[&GPU]);
+    GPU_POWER = gauge("hw.power", "W", "Power that the device takes").by(&[&GPU]);
+
     // The machine.
     CPU_UTILIZATION = gauge("system.cpu.utilization", "1", "Busy part of all CPUs")
         .ingero(&[Ingero::double("system.cpu.utilization", "1").prometheus("system_cpu_utilization")]);
@@ -604,6 +611,8 @@ metrics! {
     AGENT_RECORD_COUNT = counter("warptrace.agent.record.count", "{record}", "Records that arrived");
     AGENT_RECORD_DROPPED = counter("warptrace.agent.record.dropped", "{record}", "Records that did not").by(&[&ERROR_TYPE, &SOURCE])
         .ingero(&[Ingero::only_prometheus("ingero_ringbuf_overflows_total", Shape::Sum).only(&ERROR_TYPE, "ring_full")]);
+    AGENT_GAP_COUNT = counter("warptrace.agent.gap.count", "{gap}", "Things that could not be known").by(&[&GAP]);
+    ANNOTATION_COUNT = counter("warptrace.annotation.count", "{annotation}", "Annotations of the job");
     STORE_SIZE = level("warptrace.store.size", "By", "Sessions on disk")
         .ingero(&[Ingero::only_prometheus("ingero_trace_db_bytes", Shape::IntGauge)]);
     STORE_PRUNED = counter("warptrace.store.pruned", "{row}", "Rows that were deleted to stay within bounds")
@@ -615,9 +624,15 @@ metrics! {
         "Points that were exported; with an error, that were not").by(&[&ERROR_TYPE]);
     EXPORT_SPANS = counter("otel.sdk.exporter.span.exported", "{span}",
         "Spans that were exported; with an error, that were not").by(&[&ERROR_TYPE]);
+    EXPORT_POINTS_WAITING = level("otel.sdk.exporter.metric_data_point.inflight", "{data_point}",
+        "Points that wait to be exported, or are under way");
+    EXPORT_SPANS_WAITING = level("otel.sdk.exporter.span.inflight", "{span}",
+        "Spans that wait to be exported, or are under way");
     METRIC_REFUSED = counter("warptrace.metric.refused", "{measurement}",
         "Measurements for new series, of which there were too many");
     ALERT_COUNT = counter("warptrace.alert.count", "{alert}", "Alerts that were sent; with an error, that were not").by(&[&ERROR_TYPE]);
+    ALERT_WAITING = level("warptrace.alert.inflight", "{alert}", "Alerts that wait to be sent, or are under way");
+    PROCESS_UPTIME = gauge("process.uptime", "s", "How long the recording goes on");
     PROCESS_CPU_TIME = counter("process.cpu.time", "s", "CPU time of warptrace itself").by(&[&CPU_MODE]);
     PROCESS_MEMORY_USAGE = level("process.memory.usage", "By", "Resident memory of warptrace itself");
 }

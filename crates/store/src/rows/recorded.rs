@@ -358,6 +358,10 @@ impl SystemRow {
             memory_used: None,
             utilization: None,
             processes: Vec::new(),
+            name: None,
+            memory_free: None,
+            temperature_celsius: None,
+            power_milliwatts: None,
         }
     }
 
@@ -389,6 +393,10 @@ impl SystemRow {
             memory_used: s.memory_used,
             memory_total: s.memory_total,
             utilization: s.utilization,
+            name: Some(s.name.clone()).filter(|name| !name.is_empty()),
+            memory_free: s.memory_free,
+            temperature_celsius: s.temperature_celsius,
+            power_milliwatts: s.power_milliwatts,
             processes: s
                 .processes
                 .iter()
@@ -423,11 +431,15 @@ impl SystemRow {
                 at,
                 device,
                 uuid: self.uuid.unwrap_or_default(),
+                name: self.name.unwrap_or_default(),
                 sm_clock_mhz: self.sm_clock_mhz,
                 max_sm_clock_mhz: self.max_sm_clock_mhz,
                 throttle_reasons: self.throttle_reasons,
                 memory_used: self.memory_used,
                 memory_total: self.memory_total,
+                memory_free: self.memory_free,
+                temperature_celsius: self.temperature_celsius,
+                power_milliwatts: self.power_milliwatts,
                 utilization: self.utilization,
                 processes: self
                     .processes

@@ -238,6 +238,10 @@ pub(crate) fn event(seed: u64, i: u64) -> Event {
             throttle_reasons: n.maybe(Numbers::next),
             memory_used: n.maybe(Numbers::next),
             memory_total: n.maybe(Numbers::next),
+            memory_free: n.maybe(Numbers::next),
+            temperature_celsius: n.maybe(|n| n.below(120) as u32),
+            power_milliwatts: n.maybe(|n| n.below(900_000) as u32),
+            name: n.word(),
             utilization: n.maybe(Numbers::fraction),
             processes: (0..n.below(3))
                 .map(|k| {
