@@ -11,6 +11,6 @@ pub mod run_log;
 pub mod span;
 pub mod training;
 
-use os::{fork, ticks};
+use os::{fork, owned, ticks};
 
 pub use fork::{process_id, thread_id};

@@ -9,26 +9,26 @@ use warptrace_model::SpanId;
 use crate::fork;
 
 thread_local! {
-    /// In which process it was seeded, and the state.
+    /// In which process it was seeded; the thread's own half, and how many ids it has made, from a random number on.
     static STATE: Cell<(u32, [u64; 2])> = const { Cell::new((u32::MAX, [0; 2])) };
 }
 
 /// A new id.
 ///
 /// Each thread has a generator of its own, seeded by the operating system's randomness, and again in a forked child. `nanos`, a
-/// time, is mixed into its state.
+/// time, is mixed in.
 #[inline]
 pub(super) fn next(nanos: i64) -> SpanId {
     let generation = fork::generation();
-    let [mut a, mut b] = match STATE.get() {
+    let [own, count] = match STATE.get() {
         (seeded, state) if seeded == generation => state,
         _ => seed(nanos),
     };
-    a = a.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ (nanos as u64).rotate_left(32);
-    let high = mix(a);
-    b = b.wrapping_add(high | 1);
-    let low = mix(b);
-    STATE.set((generation, [a, b]));
+    // The lower half, which is all that OTLP has of a span, is another one each time for 2^64 times.
+    let count = count.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    STATE.set((generation, [own, count]));
+    let low = mix(count);
+    let high = (own ^ nanos as u64).wrapping_mul(low | 1);
     SpanId::from_random(u128::from(high) << 64 | u128::from(low))
 }
 

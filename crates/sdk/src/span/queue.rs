@@ -279,7 +279,6 @@ impl Shared {
                     drop(state);
                     if let Some(scopes) = self.source() {
                         scopes.is_going_to_sleep();
-                        scopes.collect();
                     }
                     drop(bells.work.wait_while(self.state.lock(), |s| s.asleep));
                     naps = 0;

@@ -288,6 +288,7 @@ impl Recorder {
         self.0.on.store(false, Ordering::Relaxed);
     }
 
+    #[inline]
     pub fn now(&self) -> Timestamp {
         match &self.0.own_clock {
             None => SystemClock.now(),

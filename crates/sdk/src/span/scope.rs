@@ -93,6 +93,7 @@ impl<'r> Scope<'r> {
         self.stop(event_attributes);
     }
 
+    #[inline]
     fn stop(&mut self, event_attributes: Attributes) {
         let Some(recorder) = self.recorder.take() else {
             return;

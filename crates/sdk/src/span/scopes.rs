@@ -8,19 +8,17 @@
 //! A recorder goes this way when it has no rules, threads are its contexts, and no exporter wants to hear of starts.
 
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
-use spin::RelaxStrategy;
-use spin::mutex::SpinMutex;
 use warptrace_model::{SpanId, Value};
 
 use super::queue::Queue;
 use super::span::EVENTS_KEPT;
 use super::{Event, Span, Timestamp};
 use crate::fork::{self, ForkMutex, Inherit};
+use crate::owned::{self, Owner, Visitor};
 
 /// Spans that a thread keeps before it hands them over; at 192 bytes each.
 const BATCH: usize = 128;
@@ -97,6 +95,28 @@ impl Batch {
 }
 
 impl Plain {
+    const EMPTY: Plain = Plain {
+        key: 0,
+        outer: 0,
+        id: SpanId::from_bits(0),
+        trace: 0,
+        within: Within::None,
+        name: Cow::Borrowed(""),
+        start: Timestamp::new(0, 0.0),
+        end: Timestamp::new(0, 0.0),
+        state: State::Open,
+        wanted: false,
+        thread: 0,
+        said: None,
+    };
+
+    fn begin_within(&mut self, span: &Span) {
+        if let Some(active) = span.nearest_active() {
+            self.trace = active.trace();
+            self.within = Within::Span(active.clone());
+        }
+    }
+
     fn said(&mut self) -> &mut Said {
         self.said.get_or_insert_default()
     }
@@ -142,8 +162,6 @@ type Unusual = (Ended, Latest);
 /// What one thread has of one recorder.
 #[derive(Debug, Default)]
 struct Local {
-    /// In which process; see [`fork`].
-    generation: u32,
     thread: u32,
     last_key: u64,
     latest: Latest,
@@ -153,54 +171,49 @@ struct Local {
     open: usize,
     ended: usize,
     all_ended: u64,
-    /// The thread is no more.
-    gone: bool,
 }
 
 impl Local {
+    #[inline]
     fn begin(&mut self, id: SpanId, name: Cow<'static, str>, at: Timestamp, wanted: bool) -> u64 {
-        let (mut trace, mut within, mut outer) = (id.to_bits(), Within::None, 0);
-        let mut within_span = |span: &Span| {
-            if let Some(active) = span.nearest_active() {
-                trace = active.trace();
-                within = Within::Span(active.clone());
-            }
+        let (outer, outer_place) = match self.latest {
+            Latest::Scope(key) => (key, self.find(key)),
+            Latest::None | Latest::Span(_) => (0, None),
         };
-        match &self.latest {
-            Latest::None => {}
-            Latest::Span(span) => within_span(span),
-            Latest::Scope(key) => {
-                outer = *key;
-                if let Some(place) = self.find(*key) {
-                    let scope = &self.places[place];
-                    match scope.shared() {
-                        Some(span) => within_span(span),
-                        None => (trace, within) = (scope.trace, Within::Scope(scope.id)),
-                    }
-                }
-            }
-        }
         self.last_key += 1;
-        self.places.push(Plain {
-            key: self.last_key,
-            outer,
-            id,
-            trace,
-            within,
-            name,
-            start: at,
-            end: at,
-            state: State::Open,
-            wanted,
-            thread: self.thread,
-            said: None,
-        });
+        // Written field by field where it stays: a processor waits when it is to load by larger or other pieces what it has just
+        // stored, as for a copy of the whole.
+        self.places.push(Plain::EMPTY);
+        let [others @ .., place] = &mut self.places[..] else {
+            unreachable!("one was pushed");
+        };
+        place.key = self.last_key;
+        place.outer = outer;
+        place.id = id;
+        place.trace = id.to_bits();
+        // For the same reason without a look at what was there: it is empty.
+        std::mem::forget(std::mem::replace(&mut place.name, name));
+        place.start = at;
+        place.wanted = wanted;
+        place.thread = self.thread;
+        match (&self.latest, outer_place.map(|outer| &others[outer])) {
+            (Latest::Span(span), _) => place.begin_within(span),
+            (_, Some(scope)) => match scope.shared() {
+                Some(span) => place.begin_within(span),
+                None => {
+                    place.trace = scope.trace;
+                    place.within = Within::Scope(scope.id);
+                }
+            },
+            _ => {}
+        }
         self.open += 1;
         self.latest = Latest::Scope(self.last_key);
         self.last_key
     }
 
     /// The place of a span that is open.
+    #[inline]
     fn find(&self, key: u64) -> Option<usize> {
         let is_it = |place: &Plain| place.key == key && place.state == State::Open;
         match self.places.last() {
@@ -213,6 +226,7 @@ impl Local {
     }
 
     /// Ends a scope's span at `at`; `None` in the usual case.
+    #[inline]
     fn end(
         &mut self,
         key: u64,
@@ -272,6 +286,7 @@ impl Local {
     }
 
     /// The key of the scope that it was in.
+    #[inline]
     fn over(&mut self, index: usize, at: Timestamp, wanted: bool) -> u64 {
         let place = &mut self.places[index];
         let wanted = place.wanted && wanted;
@@ -342,29 +357,6 @@ impl Local {
     }
 }
 
-/// Whoever finds the table taken tries again, which is soon enough, and sleeps now and then: a thread of real-time priority would
-/// otherwise wait for ever for one that has its core after it.
-struct Patience;
-
-impl RelaxStrategy for Patience {
-    fn relax() {
-        thread_local! {
-            static TRIES: Cell<u32> = const { Cell::new(0) };
-        }
-        // A thread that ends has no place for it any more.
-        let tries = TRIES.try_with(|tries| {
-            tries.set(tries.get().wrapping_add(1));
-            tries.get()
-        });
-        match tries {
-            Ok(tries) if !tries.is_multiple_of(128) => std::hint::spin_loop(),
-            _ => std::thread::sleep(Duration::from_micros(20)),
-        }
-    }
-}
-
-type Shared = Arc<SpinMutex<Local, Patience>>;
-
 /// What all threads have of one recorder.
 pub(super) struct Scopes {
     key: u64,
@@ -376,7 +368,7 @@ pub(super) struct Scopes {
 }
 
 #[derive(Debug, Default)]
-struct Threads(Vec<Shared>);
+struct Threads(Vec<Visitor<Local>>);
 
 impl Inherit for Threads {
     /// A child has one thread, which comes back by itself: see [`Scopes::here`]. What the others have open ends in the parent.
@@ -397,7 +389,9 @@ impl Inherit for Spare {
 /// A thread's part of a recorder.
 struct Here {
     key: u64,
-    local: Shared,
+    /// In which process; see [`fork`].
+    generation: u32,
+    local: Owner<Local>,
     scopes: Weak<Scopes>,
 }
 
@@ -409,16 +403,21 @@ thread_local! {
 impl Drop for Here {
     /// The thread ends, or the recorder has ended.
     fn drop(&mut self) {
-        let mut local = self.local.lock();
-        local.gone = true;
-        let batch = local.take(Vec::new());
-        let is_over = local.open == 0;
-        drop(local);
-        if let Some(scopes) = self.scopes.upgrade() {
+        if self.generation != fork::generation() {
+            // Of the parent, and it was never used here. The memory of one that is half changed is lost.
+            if !self.local.is_whole() {
+                std::mem::forget(self.local.visitor());
+            }
+            return;
+        }
+        let last = self
+            .local
+            .with(|local| (local.take(Vec::new()), local.open == 0));
+        if let (Some((batch, is_over)), Some(scopes)) = (last, self.scopes.upgrade()) {
             scopes.hand_over(batch);
             if is_over {
                 let mut threads = scopes.threads.lock();
-                threads.0.retain(|thread| !Arc::ptr_eq(thread, &self.local));
+                threads.0.retain(|thread| !self.local.is_visited_by(thread));
             }
         }
     }
@@ -452,6 +451,7 @@ impl Scopes {
 
     /// Begins a span in this thread, whose name is `name`, or what that is made into; its key. `None` when the thread is about to
     /// end, and has no place for it.
+    #[inline]
     pub(super) fn begin(
         self: &Arc<Scopes>,
         id: SpanId,
@@ -463,6 +463,7 @@ impl Scopes {
     }
 
     /// Ends a span of this thread, which an exporter is to have unless it is not `wanted`.
+    #[inline]
     pub(super) fn end(
         self: &Arc<Scopes>,
         key: u64,
@@ -495,9 +496,12 @@ impl Scopes {
         }
     }
 
-    /// A queue's thread is about to lie down, and will look once more before it does.
+    /// A queue's thread is about to lie down, and looks once more before it does.
     pub(super) fn is_going_to_sleep(&self) {
         self.asleep.store(true, Ordering::Relaxed);
+        // So that either this thread sees that there is news, or the one that has it sees that we sleep.
+        owned::everywhere();
+        self.collect();
     }
 
     /// Adds an attribute to a span of this thread, or replaces the one of that name; gives it back with the span when that is no
@@ -554,13 +558,14 @@ impl Scopes {
         // Forked, this thread may not be known yet.
         self.here(|_| ());
         for thread in self.threads() {
-            let mut local = thread.lock();
-            let open = local.places.iter().filter(|place| {
-                place.state == State::Open && place.shared().is_none() && wanted(&place.name)
+            thread.visit(|local| {
+                let open = local.places.iter().filter(|place| {
+                    place.state == State::Open && place.shared().is_none() && wanted(&place.name)
+                });
+                for key in open.map(|open| open.key).collect::<Vec<_>>() {
+                    local.share(key, opened);
+                }
             });
-            for key in open.map(|open| open.key).collect::<Vec<_>>() {
-                local.share(key, opened);
-            }
         }
     }
 
@@ -600,36 +605,24 @@ impl Scopes {
         }
     }
 
-    /// Hands over what has ended in all threads. Cost: a lock for each.
+    /// Hands over what has ended in all threads. Cost: some µs for each that began or ended a span since the last time.
     pub(super) fn collect(&self) {
-        let mut gone = false;
         for thread in self.threads() {
-            let has_any = {
-                let local = thread.lock();
-                gone |= local.gone;
-                local.ended > 0
-            };
-            if has_any {
-                // Made before the lock is taken.
-                let room = self.room();
-                // Under it, so that nothing that the thread exports next comes before.
-                let mut local = thread.lock();
-                let batch = local.take(room);
-                let refused = self.hand_over(batch);
-                drop(local);
-                drop(refused);
+            // Made before the thread may have to wait.
+            let mut room = self.room();
+            let refused = thread.visit_for_news(|local| match local.ended {
+                0 => Vec::new(),
+                // Here, so that nothing that the thread exports next comes before.
+                _ => self.hand_over(local.take(std::mem::take(&mut room))),
+            });
+            drop(refused);
+            if room.capacity() > 0 {
+                self.recycle(room);
             }
-        }
-        if gone {
-            let is_over = |thread: &Shared| {
-                let local = thread.lock();
-                local.gone && local.open == 0 && local.ended == 0
-            };
-            self.threads.lock().0.retain(|thread| !is_over(thread));
         }
     }
 
-    fn threads(&self) -> Vec<Shared> {
+    fn threads(&self) -> Vec<Visitor<Local>> {
         self.threads.lock().0.clone()
     }
 
@@ -664,54 +657,59 @@ impl Scopes {
     }
 
     /// `None` in a thread that is about to end, whose own memory is gone. `look` must not come back here.
+    #[inline]
     fn here<T>(self: &Arc<Scopes>, look: impl FnOnce(&mut Local) -> T) -> Option<T> {
-        HERE.try_with(|all| {
-            if let Some(here) = all.borrow().iter().find(|here| here.key == self.key) {
-                let mut local = here.local.lock();
-                if local.generation != fork::generation() {
-                    self.come_back(&mut local, &here.local);
-                }
-                return look(&mut local);
+        let is_here = |here: &&Here| here.key == self.key && here.generation == fork::generation();
+        let here = HERE.try_with(|all| {
+            if let Some(here) = all.borrow().iter().find(is_here) {
+                return here.local.with(look);
             }
-            let local = self.arrive(all);
-            let mut local = local.lock();
-            look(&mut local)
-        })
-        .ok()
-    }
-
-    /// A thread's first span of this recorder.
-    #[cold]
-    fn arrive(self: &Arc<Scopes>, all: &RefCell<Vec<Here>>) -> Shared {
-        let local = Arc::new(SpinMutex::new(Local {
-            generation: fork::generation(),
-            thread: fork::thread_id(),
-            ..Local::default()
-        }));
-        self.threads.lock().0.push(Arc::clone(&local));
-        let mut all = all.borrow_mut();
-        // Of recorders that are no more.
-        let (kept, over) = all
-            .drain(..)
-            .partition(|here| here.scopes.strong_count() > 0);
-        *all = kept;
-        all.push(Here {
-            key: self.key,
-            local: Arc::clone(&local),
-            scopes: Arc::downgrade(self),
+            self.arrive(all);
+            all.borrow().iter().find(is_here)?.local.with(look)
         });
-        drop(all);
-        drop::<Vec<Here>>(over);
-        local
+        here.ok().flatten()
     }
 
-    /// In a forked child: what its parent's thread had ended, the parent brings out.
+    /// A thread's first span of this recorder, in this process.
     #[cold]
-    fn come_back(&self, local: &mut Local, shared: &Shared) {
-        local.generation = fork::generation();
-        local.thread = fork::thread_id();
-        local.take(Vec::new());
-        self.threads.lock().0.push(Arc::clone(shared));
+    fn arrive(self: &Arc<Scopes>, all: &RefCell<Vec<Here>>) {
+        let mut known = std::mem::take(&mut *all.borrow_mut());
+        let parents = known.iter().position(|here| here.key == self.key);
+        let here = parents
+            .and_then(|at| known.swap_remove(at).come_back())
+            .unwrap_or_else(|| Here {
+                key: self.key,
+                generation: fork::generation(),
+                local: Owner::new(Local {
+                    thread: fork::thread_id(),
+                    ..Local::default()
+                }),
+                scopes: Arc::downgrade(self),
+            });
+        self.threads.lock().0.push(here.local.visitor());
+        // In a child, the queues' threads are to be started.
         self.asleep.store(true, Ordering::Relaxed);
+        known.push(here);
+        // Of recorders that are no more.
+        let (kept, over): (_, Vec<Here>) = known
+            .into_iter()
+            .partition(|here| here.scopes.strong_count() > 0);
+        *all.borrow_mut() = kept;
+        drop(over);
+    }
+}
+
+impl Here {
+    /// In a forked child: its thread goes on with what its parent's had open. What that had ended, the parent brings out.
+    fn come_back(mut self) -> Option<Here> {
+        if !self.local.is_whole() {
+            return None;
+        }
+        self.generation = fork::generation();
+        self.local.with(|local| {
+            local.thread = fork::thread_id();
+            local.take(Vec::new())
+        });
+        Some(self)
     }
 }

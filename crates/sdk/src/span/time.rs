@@ -224,6 +224,7 @@ fn read_together() -> (i64, u64) {
 }
 
 impl Clock for SystemClock {
+    #[inline]
     fn now(&self) -> Timestamp {
         // A thread that ends has no place for it any more.
         let known = ANCHOR.try_with(Cell::get).unwrap_or(Anchor::NONE);

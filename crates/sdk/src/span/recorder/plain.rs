@@ -13,6 +13,7 @@ use crate::span::scopes::{Ended, Scopes};
 use crate::span::{End, Error, Event, Span, id};
 
 impl Recorder {
+    #[inline]
     fn scopes(&self) -> Option<&Arc<Scopes>> {
         match &self.0.contexts {
             Contexts::Threads(scopes) => Some(scopes),
@@ -21,6 +22,7 @@ impl Recorder {
     }
 
     /// Begins a span for a scope; its key, or the name back when it cannot be a plain one.
+    #[inline]
     pub(in crate::span) fn begin(
         &self,
         mut name: Cow<'static, str>,
@@ -38,6 +40,7 @@ impl Recorder {
     }
 
     /// Ends it.
+    #[inline]
     pub(in crate::span) fn end(&self, key: u64) {
         let Some(scopes) = self.scopes() else {
             return;
