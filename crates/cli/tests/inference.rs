@@ -2,11 +2,12 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -20,6 +21,10 @@ const JUDGED: [&str; 2] = ["--inference-pause-on-severity", "off"];
 
 /// Serves for `millis`, each 100th decode step taking ten times as long, under `verb` (record or trace).
 fn serve(home: &Home, verb: &str, millis: u64, more: &[&str]) -> Child {
+    serving(home, verb, millis, more).spawn().unwrap()
+}
+
+fn serving(home: &Home, verb: &str, millis: u64, more: &[&str]) -> Command {
     let libraries = home.simgpu();
     let serve = serde_json::json!({"serve": {
         "millis": millis, "cudart": libraries.join("libcudart.so.12"), "socket": null, "slow_decode_every": 100,
@@ -34,7 +39,7 @@ fn serve(home: &Home, verb: &str, millis: u64, more: &[&str]) -> Child {
         .env("SIMGPU_SHM", home.dir.path().join("device"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    command.spawn().unwrap()
+    command
 }
 
 fn connect(place: &Path) -> UnixStream {
@@ -194,6 +199,15 @@ fn prometheus_is_served_while_it_runs_and_the_command_line_follows_the_outliers(
         std::thread::sleep(Duration::from_millis(100));
     };
     assert!(served.contains("phase=\"decode\""), "{served}");
+    for name in [
+        "warptrace_cuda_call_duration_seconds_count",
+        "warptrace_cuda_launch_count_total",
+        "system_cpu_load_average_1m",
+        "process_memory_usage_bytes",
+        "warptrace_agent_record_count_total",
+    ] {
+        assert!(served.contains(&format!("\n{name}")), "no {name}: {served}");
+    }
     assert!(served.trim_end().ends_with("# EOF"), "{served}");
     let followed = follow.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&followed.stdout);
@@ -211,6 +225,106 @@ fn scrape(address: &str) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text
+}
+
+/// Takes what is posted, all that comes until `stop`, which is a path.
+fn collector() -> (String, std::thread::JoinHandle<Vec<Value>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = move || {
+        let mut bodies = Vec::new();
+        loop {
+            let mut stream = BufReader::new(listener.accept().unwrap().0);
+            // A connection may be kept for several requests; others wait for it.
+            while let Some((path, body)) = request(&mut stream) {
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+                stream.get_mut().write_all(answer).unwrap();
+                match path.as_str() {
+                    "/stop" => return bodies,
+                    "/v1/metrics" => bodies.push(serde_json::from_slice(&body).unwrap()),
+                    _ => {}
+                }
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("collector".to_owned());
+    (format!("http://{address}"), thread.spawn(serve).unwrap())
+}
+
+/// The path and the body of a request; `None` when the connection ended.
+fn request(stream: &mut BufReader<TcpStream>) -> Option<(String, Vec<u8>)> {
+    let mut line = String::new();
+    stream.read_line(&mut line).ok().filter(|n| *n > 0)?;
+    let path = line.split(' ').nth(1)?.to_owned();
+    let mut length = 0;
+    loop {
+        line.clear();
+        stream.read_line(&mut line).ok().filter(|n| *n > 0)?;
+        let header = line.trim().to_ascii_lowercase();
+        if header.is_empty() {
+            break;
+        }
+        if let Some(n) = header.strip_prefix("content-length:") {
+            length = n.trim().parse().unwrap();
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).ok()?;
+    Some((path, body))
+}
+
+#[test]
+fn a_collector_is_told_of_as_many_calls_as_the_session_has() {
+    let home = Home::new();
+    let (url, collector) = collector();
+    let otlp = format!("--otlp={url}");
+    let mut child = serving(&home, "record", 2_000, &[&otlp, "--metric-names", "both"]);
+    let child = child.env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json");
+    let ran = Ran::from(child_output(&mut child.spawn().unwrap()));
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    let mut stop = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
+    stop.write_all(b"POST /stop HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+        .unwrap();
+    let bodies = collector.join().unwrap();
+    let last = bodies.last().expect("metrics were pushed");
+
+    let explained = home.run(["explain", "--json"]).json();
+    let mut stored: BTreeMap<String, u64> = BTreeMap::new();
+    for op in explained["ops"].as_array().unwrap() {
+        let op_name = op["op"].as_str().unwrap().to_owned();
+        *stored.entry(op_name).or_default() += op["count"].as_u64().unwrap();
+    }
+    assert!(stored["cudaLaunchKernel"] > 100, "{stored:?}");
+    let number = |value: &Value| match value {
+        Value::String(digits) => digits.parse().unwrap(),
+        number => number.as_u64().unwrap(),
+    };
+    for (name, shape, key, count) in [
+        (
+            "warptrace.cuda.call.duration",
+            "exponentialHistogram",
+            "warptrace.cuda.function",
+            "count",
+        ),
+        ("gpu.cuda.operation.count", "sum", "operation", "asInt"),
+    ] {
+        let scopes = last["resourceMetrics"][0]["scopeMetrics"]
+            .as_array()
+            .unwrap()
+            .iter();
+        let mut metrics = scopes.flat_map(|scope| scope["metrics"].as_array().unwrap());
+        let metric = metrics.find(|metric| metric["name"] == name).expect(name);
+        let mut told: BTreeMap<String, u64> = BTreeMap::new();
+        for point in metric[shape]["dataPoints"].as_array().unwrap() {
+            let mut attributes = point["attributes"].as_array().unwrap().iter();
+            let function = attributes
+                .find(|attribute| attribute["key"] == key)
+                .unwrap();
+            let function = function["value"]["stringValue"].as_str().unwrap();
+            *told.entry(function.to_owned()).or_default() += number(&point[count]);
+        }
+        assert_eq!(told, stored, "{name}");
+    }
 }
 
 #[test]
