@@ -160,7 +160,7 @@ pub(crate) struct RecordArgs {
     #[command(flatten)]
     pub(crate) daemon: DaemonArgs,
     /// The command and its arguments, after --
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(last = true, required = true, value_name = "CMD", help_heading = None::<&'static str>)]
     pub(crate) command: Vec<std::ffi::OsString>,
 }
 
@@ -198,7 +198,7 @@ pub(crate) struct TraceArgs {
     #[command(flatten)]
     pub(crate) daemon: DaemonArgs,
     /// Start this command and trace it, after --
-    #[arg(last = true, value_name = "CMD", conflicts_with = "pid")]
+    #[arg(last = true, value_name = "CMD", conflicts_with = "pid", help_heading = None::<&'static str>)]
     pub(crate) command: Vec<std::ffi::OsString>,
 }
 

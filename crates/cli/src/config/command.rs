@@ -99,6 +99,37 @@ mod tests {
     }
 
     #[test]
+    fn every_key_of_the_schema_is_accepted_with_its_default() {
+        fn leaves(section: &serde_json::Value, path: &str, found: &mut Vec<(String, String)>) {
+            for (name, key) in section["properties"].as_object().unwrap() {
+                let path = format!("{path}{name}");
+                match key.get("default") {
+                    Some(default) => found.push((path, default.to_string())),
+                    None => leaves(key, &format!("{path}."), found),
+                }
+            }
+        }
+        let mut found = Vec::new();
+        leaves(&schema(), "", &mut found);
+        for (path, default) in &found {
+            let depth = path.matches('.').count();
+            let text = format!(
+                "{{{}: {default}}}{}",
+                path.replace('.', ": {"),
+                "}".repeat(depth)
+            );
+            let loaded = of_text(&text).unwrap_or_else(|e| panic!("{text}: {e:#}"));
+            assert_eq!(*loaded, Settings::default(), "{text}");
+        }
+        let ours = found.iter().filter(|(path, _)| paths().contains(path));
+        assert_eq!(ours.count(), paths().len());
+        assert_eq!(
+            found.len(),
+            paths().len() + super::super::file::OTHER_NAMES.len()
+        );
+    }
+
+    #[test]
     fn every_flag_that_a_setting_names_is_there() {
         fn flags(keys: &[Key], all: &mut Vec<&'static str>) {
             for key in keys {

@@ -110,20 +110,20 @@ fn write_example(out: &mut String, keys: &[Key], level: usize) {
         for line in wrapped(key.about, 118 - indent.len()) {
             _ = writeln!(out, "{indent}# {line}");
         }
-        match (&key.shape, key.default.is_null()) {
+        let name = key.name;
+        _ = match (&key.shape, key.like) {
             (Shape::Section(keys), _) => {
-                _ = writeln!(out, "{indent}{}:", key.name);
+                _ = writeln!(out, "{indent}{name}:");
                 write_example(out, keys, level + 1);
+                Ok(())
             }
-            (_, true) => {
-                let like = key.like.map(|like| scalar(&like.into()));
-                let like = like.unwrap_or_else(|| "{}".to_owned());
-                _ = writeln!(out, "{indent}#{}: {like}", key.name);
+            (_, Some(count)) if count.parse::<u32>().is_ok() => {
+                writeln!(out, "{indent}#{name}: {count}")
             }
-            (_, false) => {
-                _ = writeln!(out, "{indent}{}: {}", key.name, scalar(&key.default));
-            }
-        }
+            (_, Some(like)) => writeln!(out, "{indent}#{name}: {}", scalar(&like.into())),
+            (_, None) if key.default.is_null() => writeln!(out, "{indent}#{name}: {{}}"),
+            (_, None) => writeln!(out, "{indent}{name}: {}", scalar(&key.default)),
+        };
     }
 }
 

@@ -25,10 +25,10 @@ section! {
         compat: Option<Compat> = None, like "ingero";
         /// Stop after this time
         duration: Option<Duration> = None, flag "--duration", like "12h";
-        /// Print JSON lines instead of the table: findings, drops and a status now and then, or all events as well. With inference.enabled and no command: findings
-        json: JsonLines = JsonLines::Off, flag "--json";
-        /// Between two status lines of json. With inference.enabled 30s
-        heartbeat: Duration = secs(60), flag "--heartbeat";
+        /// JSON lines instead of the table: findings, drops and a status now and then (findings), all events as well (events), or off. With inference.enabled and no command findings
+        json: JsonLines = JsonLines::Off, flag "--json", like "findings";
+        /// Between two status lines of json. Without it 1m, with inference.enabled 30s
+        heartbeat: Duration = secs(60), flag "--heartbeat", like "30s";
         /// Between two samples of the machine and its devices: memory, clocks, throttling
         sample_interval: Duration = secs(1), flag "--sample-interval";
         /// Take annotations: what the job says of its steps and requests
@@ -220,8 +220,8 @@ section! {
 
 section! {
     Metrics {
-        /// Whose names: OpenTelemetry's (native), those of ingero, or both for a change-over
-        names: Names = Names::Native, flag "--metric-names";
+        /// Whose names: OpenTelemetry's (native), those of ingero, or both for a change-over. With compat: ingero those of ingero
+        names: Names = Names::Native, flag "--metric-names", like "both";
     }
 }
 

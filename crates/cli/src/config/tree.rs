@@ -97,7 +97,7 @@ pub(crate) struct Key {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
     pub(crate) flag: Option<&'static str>,
-    /// A value to show where nothing is the default.
+    /// A value to show instead of the default: where that is nothing, or depends on other settings.
     pub(crate) like: Option<&'static str>,
     pub(crate) default: Value,
     pub(crate) shape: Shape,

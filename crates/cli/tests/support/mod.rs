@@ -65,6 +65,7 @@ impl Home {
             "LD_PRELOAD",
             "SIMGPU_SHM",
             "WARPTRACE_RINGS",
+            "WARPTRACE_CONFIG",
         ] {
             command.env_remove(name);
         }
