@@ -1,7 +1,7 @@
 //! A process that calls simgpu's runtime at a rate that it is told: this program again.
 #![expect(unsafe_code, reason = "calls functions of a library by their address")]
 
-use std::ffi::{CString, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -13,7 +13,7 @@ use anyhow::{Context as _, ensure};
 use nix::time::{ClockId, clock_gettime};
 
 /// The process that is traced: this program again, whose `main` calls [`serve`] when its first argument is `--call`. Each millisecond
-/// it makes cheap runtime calls, `cudaEventRecord` and a last `cudaStreamSynchronize`.
+/// it launches a kernel of a microsecond, records an event as often as the rate needs, and waits for the stream.
 pub struct Caller {
     child: Child,
     orders: ChildStdin,
@@ -176,12 +176,13 @@ pub fn serve(library: &str) -> anyhow::Result<()> {
     let mut next = Instant::now();
     loop {
         let calls = RATE.load(Ordering::Relaxed) / 1_000;
-        if calls == 0 {
+        if calls < 2 {
             std::thread::park();
             next = Instant::now();
             continue;
         }
-        for _ in 1..calls {
+        cuda.launch()?;
+        for _ in 2..calls {
             cuda.record_event()?;
         }
         cuda.synchronize()?;
@@ -195,8 +196,34 @@ pub fn serve(library: &str) -> anyhow::Result<()> {
     }
 }
 
+/// As `dim3` of CUDA.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Dim3(u32, u32, u32);
+
+const ONE: Dim3 = Dim3(1, 1, 1);
+
+type Launch = extern "C" fn(*const c_void, Dim3, Dim3, *mut *mut c_void, usize, usize) -> i32;
+type Register = extern "C" fn(
+    *mut *mut c_void,
+    *const c_void,
+    *const c_char,
+    *const c_char,
+    i32,
+    *mut c_void,
+    *mut c_void,
+    *mut c_void,
+    *mut c_void,
+    *mut i32,
+);
+
+/// What a compiler would have put in for a kernel: an image and the address that stands for it.
+static IMAGE: [u8; 16] = *b"a kernel's image";
+static KERNEL: u8 = 0;
+
 /// The runtime's functions that the caller needs, with one stream and one event.
 struct Cuda {
+    launch: Launch,
     record: extern "C" fn(usize, usize) -> i32,
     synchronize: extern "C" fn(usize) -> i32,
     stream: usize,
@@ -210,30 +237,51 @@ impl Cuda {
         let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
         ensure!(!handle.is_null(), "cannot load {library:?}");
         let (mut stream, mut event) = (0, 0);
-        // SAFETY: C functions of these types, by the CUDA runtime's reference; both write one handle.
+        let none = std::ptr::null_mut;
+        // SAFETY: C functions of these types, by the CUDA runtime's reference; the creators write one handle. Registering is as
+        // the CUDA compiler's code does it: an image and an address that live for ever, a C string, null for what is not used.
         unsafe {
             type Create = extern "C" fn(*mut usize, u32) -> i32;
-            let make = std::mem::transmute::<*mut c_void, Create>(symbol(
-                handle,
-                "cudaStreamCreateWithFlags",
-            )?);
+            let make: Create = function(handle, "cudaStreamCreateWithFlags")?;
             ensure!(make(&mut stream, 1) == 0, "no stream");
-            let make = std::mem::transmute::<*mut c_void, Create>(symbol(
-                handle,
-                "cudaEventCreateWithFlags",
-            )?);
+            let make: Create = function(handle, "cudaEventCreateWithFlags")?;
             ensure!(make(&mut event, 2) == 0, "no event");
+            let begin: extern "C" fn(*const c_void) -> *mut *mut c_void =
+                function(handle, "__cudaRegisterFatBinary")?;
+            let register: Register = function(handle, "__cudaRegisterFunction")?;
+            let end: extern "C" fn(*mut *mut c_void) =
+                function(handle, "__cudaRegisterFatBinaryEnd")?;
+            let binary = begin(IMAGE.as_ptr().cast());
+            let (stub, name) = ((&raw const KERNEL).cast(), c"kernel".as_ptr());
+            let unused = std::ptr::null_mut();
+            register(
+                binary,
+                stub,
+                name,
+                name,
+                -1,
+                none(),
+                none(),
+                none(),
+                none(),
+                unused,
+            );
+            end(binary);
             Ok(Cuda {
-                record: std::mem::transmute::<*mut c_void, extern "C" fn(usize, usize) -> i32>(
-                    symbol(handle, "cudaEventRecord")?,
-                ),
-                synchronize: std::mem::transmute::<*mut c_void, extern "C" fn(usize) -> i32>(
-                    symbol(handle, "cudaStreamSynchronize")?,
-                ),
+                launch: function(handle, "cudaLaunchKernel")?,
+                record: function(handle, "cudaEventRecord")?,
+                synchronize: function(handle, "cudaStreamSynchronize")?,
                 stream,
                 event,
             })
         }
+    }
+
+    fn launch(&self) -> anyhow::Result<()> {
+        let stub = (&raw const KERNEL).cast();
+        let code = (self.launch)(stub, ONE, ONE, std::ptr::null_mut(), 0, self.stream);
+        ensure!(code == 0, "cudaLaunchKernel returned {code}");
+        Ok(())
     }
 
     fn record_event(&self) -> anyhow::Result<()> {
@@ -249,10 +297,14 @@ impl Cuda {
     }
 }
 
-fn symbol(handle: *mut c_void, name: &str) -> anyhow::Result<*mut c_void> {
+/// # Safety
+/// `F` is the type of the C function `name`.
+unsafe fn function<F: Copy>(handle: *mut c_void, name: &str) -> anyhow::Result<F> {
+    const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
     let text = CString::new(name)?;
     // SAFETY: an open handle and a valid string.
     let address = unsafe { libc::dlsym(handle, text.as_ptr()) };
     ensure!(!address.is_null(), "no symbol {name}");
-    Ok(address)
+    // SAFETY: an address of such a function, by the contract above.
+    Ok(unsafe { std::mem::transmute_copy(&address) })
 }

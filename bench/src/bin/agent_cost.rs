@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p warptrace-bench --bin agent_cost -- [WARPTRACE [ROUNDS [SECONDS]]]`, as root (7 rounds and 20 s unless
 //! said; without a path, the binary that was built last). A caller on simgpu, started by this program, makes cheap runtime calls
-//! (99 `cudaEventRecord`, then a `cudaStreamSynchronize`, each millisecond) at the rate that it is told. Whether
+//! (a launch of a microsecond, 98 `cudaEventRecord`, a `cudaStreamSynchronize`, each millisecond) at the rate that it is told. Whether
 //! probes are there is read in the caller's own code, where the kernel puts a breakpoint for each: a link that is gone from the
 //! kernel's list may not have been taken out yet. A run in which calls were not recorded is no result.
 
@@ -20,7 +20,7 @@ use warptrace_store::fs::{Fs, RealFs};
 use warptrace_store::{Session, list_sessions};
 
 /// Calls a second while starts and stops are measured, and under load.
-const SOME_CALLS: u64 = 1_000;
+const SOME_CALLS: u64 = 2_000;
 const MANY_CALLS: u64 = 100_000;
 
 fn main() -> anyhow::Result<()> {

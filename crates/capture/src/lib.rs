@@ -8,6 +8,7 @@ pub mod discover;
 pub mod ebpf;
 mod elf;
 pub mod engines;
+pub mod heap;
 mod maps;
 pub mod pollers;
 pub mod preload;

@@ -4,6 +4,7 @@ mod annotate;
 mod args;
 mod check;
 mod config;
+mod cost;
 mod daemon;
 mod demo;
 mod explain;
@@ -43,6 +44,9 @@ fn main() -> ExitCode {
         return output::finish(output::print(&first_screen()).map(|()| 0));
     };
     let global = &cli.global;
+    if matches!(command, Command::Record(_) | Command::Trace(_)) {
+        warptrace_capture::heap::keep_small();
+    }
     // Commands that run another one have codes of their own for their own failures.
     let result = match command {
         Command::Check(args) => check::run(global, &args),
