@@ -119,6 +119,13 @@ fn the_schema_and_the_program_take_the_same_files() {
         "otlp: {endpoint: localhost}",
         "cost: {prices: {providers: {ours: {L4: free}}}}",
         "[]",
+        "inference: {baseline: {warmup_samples: 0}}",
+        "inference: {outlier: {threshold_ratio: 1}}",
+        "inference: {kvcache: {lineage: true, top_n: 65}}",
+        "inference: {kvcache: {lineage: true, max_per_pid: 262145}}",
+        "alerts: {max_open: 0}",
+        "alerts: {burst: 1001}",
+        "alerts: {queue: 100001}",
     ] {
         documents.push(more.to_owned());
     }

@@ -26,7 +26,7 @@ pub(crate) fn run(command: &ConfigCommand) -> anyhow::Result<u8> {
                     let origins: std::collections::BTreeMap<_, _> = origins.collect();
                     let settings = json(&loaded.show());
                     output::print_json(&serde_json::json!({
-                        "settings": settings, "origins": origins,
+                        "schema": "warptrace.config/v1", "settings": settings, "origins": origins,
                     }))?;
                 }
                 false => output::print(&effective(&loaded))?,

@@ -10,6 +10,16 @@ use super::layers::Loaded;
 use super::settings::Settings;
 use super::tree::{Key, Node as _, Shape};
 
+/// What the checks of the whole ([`super::layers`]) refuse besides, as far as a schema can say it: at least, at most.
+const RANGES: [(&str, u64, u64); 6] = [
+    ("inference.baseline.warmup_samples", 1, 1_000_000),
+    ("inference.kvcache.top_n", 1, 64),
+    ("inference.kvcache.max_per_pid", 1, 262_144),
+    ("alerts.max_open", 1, 100_000),
+    ("alerts.burst", 1, 1_000),
+    ("alerts.queue", 1, 100_000),
+];
+
 fn keys() -> Vec<Key> {
     match Settings::shape() {
         Shape::Section(keys) => keys,
@@ -20,6 +30,15 @@ fn keys() -> Vec<Key> {
 /// A JSON schema (draft 2020-12) of a file of settings.
 pub(super) fn schema() -> Json {
     let mut top = section(&keys());
+    for (path, least, most) in RANGES {
+        if let Some(leaf) = place(&mut top, path) {
+            leaf["minimum"] = least.into();
+            leaf["maximum"] = most.into();
+        }
+    }
+    if let Some(ratio) = place(&mut top, "inference.outlier.threshold_ratio") {
+        ratio["exclusiveMinimum"] = 1.into();
+    }
     for (other, ours) in OTHER_NAMES {
         let mut leaf = place(&mut top, ours).cloned().unwrap_or_default();
         leaf["description"] = format!("Another name of {ours}").into();
