@@ -128,7 +128,7 @@ impl AnnotationWriter {
         self.took(py, fate)
     }
 
-    /// Encodes and sends in one call what `encode_annotation` takes; None for what it does not take.
+    /// Encodes and sends in one call what `encode_annotation` takes; None for what that does not take, which is not sent.
     #[pyo3(signature = (labels, pid=None, ts_ns=None))]
     fn write_plain(
         &self,
@@ -136,8 +136,11 @@ impl AnnotationWriter {
         pid: Option<&Bound<'_, PyAny>>,
         ts_ns: Option<&Bound<'_, PyAny>>,
     ) -> Option<bool> {
-        let line = encode_plain(labels, pid, ts_ns)?;
-        Some(self.write_encoded(labels.py(), &line))
+        let line = plain_line(labels, pid, ts_ns)?;
+        match self.writer.write_unstamped(&line) {
+            Fate::Dropped(Dropped::Refused(_)) => None,
+            fate => Some(self.took(labels.py(), fate)),
+        }
     }
 
     /// Connects now if there is no connection; says whether there is one.
@@ -226,15 +229,17 @@ fn encode_annotation<'py>(
     pid: Option<&Bound<'py, PyAny>>,
     ts_ns: Option<&Bound<'py, PyAny>>,
 ) -> Option<Bound<'py, PyBytes>> {
-    let bytes = encode_plain(labels, pid, ts_ns)?;
+    let mut bytes = Vec::with_capacity(128);
+    plain_line(labels, pid, ts_ns)?.encode(&mut bytes).ok()?;
     Some(PyBytes::new(labels.py(), &bytes))
 }
 
-fn encode_plain(
+/// The line that says so; None for what is no plain dict of strings and integers, or against the protocol.
+fn plain_line(
     labels: &Bound<'_, PyAny>,
     pid: Option<&Bound<'_, PyAny>>,
     ts_ns: Option<&Bound<'_, PyAny>>,
-) -> Option<Vec<u8>> {
+) -> Option<Line> {
     fn plain<'py, T: FromPyObjectOwned<'py>>(
         value: Option<&Bound<'py, PyAny>>,
     ) -> Option<Option<T>> {
@@ -245,15 +250,14 @@ fn encode_plain(
         number.extract().ok().map(Some)
     }
     let texts = Texts::of_plain(labels.cast_exact::<PyDict>().ok()?)?;
-    let line = Line {
-        labels: texts.labels().ok()?,
+    let labels = texts.labels();
+    texts.keep();
+    Some(Line {
+        labels: labels.ok()?,
         ts: plain(ts_ns)?,
         pid: plain(pid)?,
         ..Line::default()
-    };
-    let mut bytes = Vec::with_capacity(128);
-    line.encode(&mut bytes).ok()?;
-    Some(bytes)
+    })
 }
 
 /// A line about this process, unless `pid` says otherwise, with its time.
@@ -391,6 +395,9 @@ impl Texts {
         }
         let mut few = [("", ""); FEW];
         few.iter_mut().zip(pairs).for_each(|(to, pair)| *to = pair);
-        Labels::from_pairs(&few[..self.places.len()])
+        // In order they are taken as they are. The sort is stable: of equal keys the last one holds.
+        let few = &mut few[..self.places.len()];
+        few.sort_by_key(|(key, _)| *key);
+        Labels::from_pairs(few)
     }
 }

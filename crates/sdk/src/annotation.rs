@@ -193,17 +193,20 @@ impl Writer {
     /// Sends a line as it is, stamped with the time when it has none. Without a pid it is about everything that is recorded,
     /// where the agent lets us speak for that.
     pub fn write(&self, line: &Line) -> Fate {
-        // The buffer of this thread, unless the thread is about to end.
-        let mut bytes = BUFFER.try_with(Cell::take).unwrap_or_default();
-        let stamped = match line.ts {
-            Some(_) => line.encode(&mut bytes),
-            None => Line {
+        match line.ts {
+            Some(_) => self.write_unstamped(line),
+            None => self.write_unstamped(&Line {
                 ts: unix_now(),
                 ..line.clone()
-            }
-            .encode(&mut bytes),
-        };
-        let fate = match stamped {
+            }),
+        }
+    }
+
+    /// The same; without a time it is of the moment when the agent reads it.
+    pub fn write_unstamped(&self, line: &Line) -> Fate {
+        // The buffer of this thread, unless the thread is about to end.
+        let mut bytes = BUFFER.try_with(Cell::take).unwrap_or_default();
+        let fate = match line.encode(&mut bytes) {
             Err(e) => Fate::Dropped(Dropped::Refused(e)),
             Ok(()) if self.closed.load(Ordering::Relaxed) => Fate::Dropped(Dropped::Closed),
             Ok(()) => self.link().send(&bytes, &self.places, &self.counts),

@@ -127,6 +127,8 @@ class AnnotationWriter:
     def write(self, labels: dict[str, str], pid: int | None = None, ts_ns: int | None = None) -> bool:
         """Sends labels and returns whether they were taken; raises AnnotationError for what is against the protocol."""
         taken = self._write_plain(labels, pid, ts_ns)
+        if taken:
+            return True
         if taken is None:
             taken = self._writer.write_encoded(encode_annotation(labels, pid, ts_ns))
         if not taken:
