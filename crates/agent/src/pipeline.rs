@@ -136,6 +136,7 @@ impl Recording {
         let live = Arc::new(Mutex::new(Live::default()));
         let records = Arc::new(AtomicU64::new(0));
         let next_outgoing = Arc::new(Mutex::new(None));
+        let drained = Arc::new(AtomicU64::new(0));
         let (sender, receiver) = sync_channel(QUEUE_BATCHES);
 
         let state = LiveState::new(
@@ -173,6 +174,7 @@ impl Recording {
             out: outgoing.map(|outgoing| Out::new(outgoing, now, anchor, &health)),
             next_outgoing: Arc::clone(&next_outgoing),
             health: Arc::clone(&health),
+            drained: Arc::clone(&drained),
             clock: anchor,
             keeper,
             writer,
@@ -215,7 +217,7 @@ impl Recording {
         let capture = {
             let (stop, sender) = (Arc::clone(&stop), sender.clone());
             thread("wt-capture")
-                .spawn(move || capture(sources, &stop, &sender, stacks.as_ref()))
+                .spawn(move || capture(sources, &stop, &drained, &sender, stacks.as_ref()))
                 .map_err(AgentError::Thread)?
         };
         let sampler = {
@@ -302,10 +304,12 @@ impl Recording {
     }
 }
 
-/// The capture thread: polls every source until told to stop, then stops them and polls once more.
+/// The capture thread: polls every source until told to stop, then stops them and polls once more. What ended before `drained` has
+/// been sent.
 fn capture(
     mut sources: Vec<Box<dyn Source>>,
     stop: &AtomicBool,
+    drained: &AtomicU64,
     sender: &SyncSender<Message>,
     stacks: Option<&SyncSender<UserStack>>,
 ) {
@@ -313,6 +317,7 @@ fn capture(
     let mut failed = vec![false; sources.len()];
     let mut stopping = false;
     loop {
+        let began = clock::boot_now();
         for ((source, batch), failed) in sources.iter_mut().zip(&mut pending).zip(&mut failed) {
             if stopping {
                 // Calls that are still under way belong to the recording: they may be what it is about.
@@ -352,6 +357,7 @@ fn capture(
                 *batch = *back;
             }
         }
+        drained.store(began.0, Ordering::Release);
         if stopping {
             return;
         }
@@ -399,6 +405,8 @@ struct Pipeline {
     out: Option<Out>,
     next_outgoing: Arc<Mutex<Option<NewOutgoing>>>,
     health: Arc<Health>,
+    /// All that the sources saw before it is in the channel, boot clock.
+    drained: Arc<AtomicU64>,
     clock: ClockAnchor,
     keeper: Option<Keeper>,
     writer: SessionWriter,
@@ -423,6 +431,8 @@ impl Pipeline {
         let gaps = self.gaps.clone();
         self.not_known(&gaps);
         loop {
+            // Asked for before the channel is emptied: a capture thread that waits for a CPU makes nothing late.
+            let drained = BootNanos(self.drained.load(Ordering::Acquire));
             match receiver.recv_timeout(TICK) {
                 Ok(message) => {
                     self.take(message);
@@ -439,7 +449,7 @@ impl Pipeline {
                 servers.hear();
             }
             let now = clock::boot_now();
-            self.engine.advance(now);
+            self.engine.advance(drained);
             self.settle(now);
             if now.since(self.anchored) >= ANCHOR_EVERY_NANOS {
                 self.anchored = now;
