@@ -331,8 +331,8 @@ fn a_collector_is_told_of_as_many_calls_as_the_session_has() {
 fn settings_that_cannot_be_judged_by_are_refused_before_anything_begins() {
     let home = Home::new();
     for (flag, word) in [
-        (&["--inference-outlier-ratio", "1"][..], "outlier_ratio"),
-        (&["--inference-warmup", "0"][..], "warmup_steps"),
+        (&["--inference-outlier-ratio", "1"][..], "threshold_ratio"),
+        (&["--inference-warmup", "0"][..], "warmup_samples"),
         (&["--prometheus=0.0.0.0:0"][..], "token"),
     ] {
         let mut args = vec!["record", "--inference"];
