@@ -248,7 +248,9 @@ pub enum ConfigError {
     /// The value is left out, since it may be a secret.
     #[error("the value of header {0:?} has characters that a header cannot have")]
     HeaderValue(String),
-    #[error("this build speaks no gRPC (cargo feature `grpc`)")]
+    #[error(
+        "this build speaks no gRPC, which builds with the cargo feature `grpc` do (http/protobuf, at port 4318, needs none)"
+    )]
     NoGrpc,
     #[error("this build speaks no TLS (cargo feature `tls`), which the endpoint needs: {0:?}")]
     NoTls(String),
