@@ -17,6 +17,7 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use warptrace_model::cost::{FindingCost, Prices};
 use warptrace_model::metric::{
     Attribute, Explicit, Families, Family, Meter, Number, SERIES_LIMIT, attribute, metric,
 };
@@ -171,6 +172,17 @@ impl Numbers {
                 self.blamed.remove(&oldest);
             }
         }
+    }
+
+    /// What a finding cost on the devices that were sampled last; `provider` is what the machine says.
+    pub(crate) fn cost<'a>(
+        &'a self,
+        finding: &Finding,
+        prices: &'a Prices,
+        provider: &'a str,
+    ) -> Option<FindingCost<'a>> {
+        let devices = self.machine.priced(finding.key.process.pid);
+        prices.of(finding, provider, &devices)
     }
 
     /// All, as they are at `now`.

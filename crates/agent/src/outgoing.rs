@@ -14,6 +14,7 @@ use warptrace_export::{MetricSender, Scrape, SpanSender, Stage};
 use warptrace_formats::metrics::Names;
 use warptrace_formats::otlp::{finding_span, outlier_span};
 use warptrace_formats::outlier_stream::{Message, Node};
+use warptrace_model::cost::{Micros, Prices};
 use warptrace_model::inference::Outlier;
 use warptrace_model::metric::{Snapshot, add_outlier_exemplars, inference_families};
 use warptrace_model::{
@@ -52,6 +53,10 @@ pub struct Outgoing {
     pub metrics: Option<(MetricSender, Duration)>,
     pub spans: Option<SpanSender>,
     pub alerts: Option<Alerter>,
+    /// What findings cost, in spans and alerts.
+    pub prices: Prices,
+    /// Whose machine it is, as far as it says; else empty.
+    pub provider: String,
 }
 
 impl std::fmt::Debug for Outgoing {
@@ -209,7 +214,18 @@ impl Out {
         if let Some(alerts) = &to.alerts {
             let (node, cluster) = (&to.node.node_id, &to.node.cluster_id);
             for finding in findings {
-                alerts.raise(of_finding(finding, "", &clock, node, cluster));
+                let mut alert = of_finding(finding, "", &clock, node, cluster);
+                if let Some(cost) = self.numbers.cost(finding, &to.prices, &to.provider) {
+                    let hourly = cost
+                        .cost
+                        .per_hour
+                        .map(|hourly| to.prices.rates.show(hourly));
+                    let hourly =
+                        hourly.map_or_else(String::new, |text| format!(", {text} an hour"));
+                    let total = to.prices.rates.show(cost.cost.total);
+                    alert.details.push(("cost".to_owned(), total + &hourly));
+                }
+                alerts.raise(alert);
             }
             for outlier in &inference.outliers {
                 alerts.raise(of_outlier(outlier, &clock, node, cluster));
@@ -242,7 +258,21 @@ impl Out {
                     trace: u128::from(clock.unix(self.began).0) << 64 | u128::from(id.0),
                     span: id.0.max(1),
                 };
-                spans.push(finding_span(&finding, context, clock));
+                let mut span = finding_span(&finding, context, clock);
+                if let Some(cost) = self
+                    .numbers
+                    .cost(&finding, &self.to.prices, &self.to.provider)
+                {
+                    let amount = |micros: Micros| micros.0 as f64 / 1e6;
+                    let attributes = &mut span.attributes;
+                    attributes.insert("warptrace.finding.cost.total", amount(cost.cost.total));
+                    if let Some(hourly) = cost.cost.per_hour {
+                        attributes.insert("warptrace.finding.cost.hourly", amount(hourly));
+                    }
+                    let currency = self.to.prices.rates.currency.as_str();
+                    attributes.insert("warptrace.finding.cost.currency", currency);
+                }
+                spans.push(span);
             }
         }
     }

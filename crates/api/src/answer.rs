@@ -5,6 +5,8 @@
 
 use serde::{Serialize, Serializer};
 
+use crate::Cost;
+
 /// Value of [`Explain::schema`].
 pub const SCHEMA: &str = "warptrace.explain/v1";
 
@@ -113,6 +115,8 @@ pub struct Finding {
     /// A command to type, or what to change; empty when the evidence supports none.
     pub recommendation: String,
     pub evidence: Vec<Evidence>,
+    /// `null` where there is no price, or nothing was lost.
+    pub cost: Option<Cost>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use warptrace_model::cost::Prices;
 use warptrace_model::{
     BootNanos, Category, ClockAnchor, Finding as ModelFinding, Incarnation, Pid,
     Profile as ModelProfile, Unit, UnitKey, UnixNanos, Window,
@@ -9,6 +10,7 @@ use warptrace_model::{
 use warptrace_store::{Session, StoreError};
 
 use crate::by_unit::{label_index, labels_of};
+use crate::cost::Pricer;
 use crate::{
     Blame, Drop, Evidence, Explain, Finding, Gap, Key, Op, Part, Place, Profile, SCHEMA, Subject,
     Units, WindowUnix, words,
@@ -24,6 +26,8 @@ pub struct ExplainQuestion {
     pub label: Option<(String, String)>,
     /// Only the finding whose id begins with this.
     pub finding: Option<String>,
+    /// What GPUs cost, and whose they are.
+    pub prices: Prices,
 }
 
 /// Why a session could not be explained.
@@ -139,6 +143,7 @@ pub fn explain(session: &Session, question: &ExplainQuestion) -> Result<Explain,
         .collect();
     profile.sort_by_key(|p| std::cmp::Reverse(p.mean_ns.saturating_mul(p.units)));
 
+    let pricer = Pricer::of(session, &question.prices)?;
     let main = processes
         .iter()
         .filter(|p| p.in_job)
@@ -154,7 +159,10 @@ pub fn explain(session: &Session, question: &ExplainQuestion) -> Result<Explain,
         ops,
         findings: findings
             .iter()
-            .map(|f| Finding::from_model(f, &anchor, &command_of(f.key.process)))
+            .map(|f| Finding {
+                cost: pricer.cost(f),
+                ..Finding::from_model(f, &anchor, &command_of(f.key.process))
+            })
             .collect(),
         drops: session
             .drops()?
@@ -261,7 +269,7 @@ impl Profile {
 }
 
 impl Finding {
-    /// The answer for a finding, worded. `command` is its process's command line, for the advice.
+    /// The answer for a finding, worded, and without its cost. `command` is its process's command line, for the advice.
     pub fn from_model(f: &ModelFinding, anchor: &ClockAnchor, command: &str) -> Finding {
         let unix = |at: BootNanos| -> u64 {
             let UnixNanos(ns) = anchor.unix(at);
@@ -324,6 +332,7 @@ impl Finding {
                     dur_ns: e.dur,
                 })
                 .collect(),
+            cost: None,
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod answer;
 mod by_unit;
+mod cost;
 mod explain;
 mod live;
 mod memory;
@@ -19,6 +20,7 @@ pub use by_unit::{
     BY_UNIT_SCHEMA, ByUnit, ByUnitQuestion, MemoryAt, NamedUnit, OVERLAP_CAVEAT, PartBeside,
     by_unit,
 };
+pub use cost::Cost;
 pub use explain::{ExplainError, ExplainQuestion, explain};
 pub use live::{HostContext, Live, LiveOp};
 pub use memory::{

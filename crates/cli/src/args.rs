@@ -225,6 +225,8 @@ pub(crate) struct ExplainArgs {
     #[arg(long, value_name = "SEVERITY", value_parser = parse_severity)]
     pub(crate) fail_on: Option<warptrace_model::Severity>,
     #[command(flatten)]
+    pub(crate) cost: CostArgs,
+    #[command(flatten)]
     pub(crate) output: JsonFlag,
 }
 

@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use warptrace_capture::ebpf::kernel::Kernel;
 use warptrace_engine::Rules;
 use warptrace_lab::{Fault, Injected, Plan, Scenario, Truth, Watch};
+use warptrace_model::cost::Prices;
 
 use crate::args::{Backend, DemoArgs, Global};
 use crate::config::JsonLines;
@@ -76,7 +77,7 @@ pub(crate) fn run(global: &Global, args: &DemoArgs) -> anyhow::Result<u8> {
     } else if outcome.exit_code != 0 {
         bail!("the workload ended with exit code {}", outcome.exit_code);
     }
-    let answer = session.answer()?;
+    let answer = session.answer(&Prices::default())?;
     if args.output.json {
         output::print_json(&answer)?;
     } else {

@@ -2,12 +2,15 @@
 
 use anyhow::Context as _;
 use warptrace_api::{ByUnitQuestion, Explain, ExplainQuestion};
-use warptrace_model::{NamedBy, Severity};
+use warptrace_model::{NamedBy, Severity, Value};
 
 use crate::args::{ExplainArgs, Global};
-use crate::{output, sessions, show};
+use crate::{cost, output, sessions, show};
 
 pub(crate) fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<u8> {
+    let paid = &args.cost;
+    let (provider, file) = (paid.provider.as_deref(), paid.gpu_rates.as_deref());
+    let prices = cost::prices(provider, file, &Value::Null)?;
     let folder = sessions::resolve(global, args.session.as_deref())?;
     let session =
         sessions::open(&folder).with_context(|| format!("cannot read the session {folder:?}"))?;
@@ -37,6 +40,7 @@ pub(crate) fn run(global: &Global, args: &ExplainArgs) -> anyhow::Result<u8> {
         since_nanos,
         label: args.label.clone(),
         finding: args.finding.clone(),
+        prices,
     };
     let answer = warptrace_api::explain(&session, &question)?;
     if args.output.json {

@@ -25,7 +25,7 @@ use warptrace_model::{BootNanos, ClockAnchor, Value};
 
 use crate::args::{Global, OutliersArgs, ReplayArgs};
 use crate::config::{self, Classifier, Loaded, Node as _, Origin, ScrapeWhich, Settings};
-use crate::{output, sessions};
+use crate::{cost, output, sessions};
 
 /// Events between two looks at what the engine concluded.
 const SETTLE_EVENTS: usize = 65_536;
@@ -177,6 +177,7 @@ pub(crate) fn outgoing(
         instance_id: instance_id(),
         node_id: config.node.clone(),
         cluster_id: config.cluster.clone(),
+        provider: config.cost.provider.clone(),
         ..ResourceOptions::default()
     };
     let (resource, ignored) = resource_attributes(&host_facts(), &options, lookup);
@@ -245,6 +246,8 @@ pub(crate) fn outgoing(
     if !alerts.receivers.is_empty() && !keep.alerts {
         outgoing.alerts = Some(Alerter::start(alerts).context("cannot send alerts")?);
     }
+    outgoing.prices = cost::of_settings(config)?;
+    outgoing.provider = said(resource::CLOUD_PROVIDER);
     outgoing.resource = resource;
     Ok(Some(outgoing))
 }

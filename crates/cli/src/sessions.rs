@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use warptrace_agent::Rollover;
 use warptrace_capture::clock;
+use warptrace_export::cloud_provider;
 use warptrace_model::UnixNanos;
 use warptrace_store::fs::{Fs, RealFs};
 use warptrace_store::{DataDir, Env, Retention, Session, SessionMeta, SessionWriter};
@@ -50,11 +51,12 @@ pub(crate) fn open(folder: &Path) -> anyhow::Result<Session> {
     Ok(Session::open(disk(), folder)?)
 }
 
-/// Begins a session.
+/// Begins a session. `provider` is whose machine it is, where somebody says so.
 pub(crate) fn create(
     dirs: &DataDir,
     command: &[std::ffi::OsString],
     sources: &[&str],
+    provider: Option<&str>,
 ) -> anyhow::Result<SessionWriter> {
     let mut meta = SessionMeta::new(clock::anchor());
     meta.command = command
@@ -68,6 +70,12 @@ pub(crate) fn create(
             .unwrap_or_default()
     };
     meta.host = read("/proc/sys/kernel/hostname");
+    let (vendor, product) = (
+        "/sys/class/dmi/id/sys_vendor",
+        "/sys/class/dmi/id/product_name",
+    );
+    let provider = provider.or_else(|| cloud_provider(&read(vendor), &read(product)));
+    meta.identity.provider = provider.unwrap_or_default().to_owned();
     meta.kernel = read("/proc/sys/kernel/osrelease");
     meta.cpus = std::thread::available_parallelism().map_or(0, |n| n.get() as u32);
     meta.uid = launch::calling_user().map_or_else(

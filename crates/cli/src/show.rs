@@ -366,6 +366,9 @@ fn finding_text(finding: &Finding, paint: Paint, one: bool) -> String {
             finding.comm, finding.tid
         );
     }
+    if let Some(cost) = &finding.cost {
+        let _ = writeln!(out, "      costs  {}", cost.words());
+    }
     if !finding.recommendation.is_empty() {
         let _ = writeln!(out, "      do     {}", finding.recommendation);
     }

@@ -23,7 +23,7 @@ mod scrape;
 mod spans;
 
 pub use metrics::{MetricSender, MetricSettings, Temporality};
-pub use resource::{HostFacts, ResourceOptions, resource_attributes};
+pub use resource::{HostFacts, ResourceOptions, cloud_provider, resource_attributes};
 pub use scrape::{Scrape, ScrapeConfig, ScrapeError, ServerTls, Stage};
 pub use spans::{Batching, Counts, DropReason, SpanSender};
 

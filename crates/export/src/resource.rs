@@ -83,7 +83,8 @@ pub fn resource_attributes(
         name::CLUSTER_ID,
         options.cluster_id.as_deref().unwrap_or_default(),
     );
-    let provider = options.provider.as_deref().or_else(|| provider_of(facts));
+    let firmware = cloud_provider(&facts.system_vendor, &facts.product_name);
+    let provider = options.provider.as_deref().or(firmware);
     put(name::CLOUD_PROVIDER, provider.unwrap_or_default());
 
     // In a pod that does not share the host's name, the host's name is the node's.
@@ -139,9 +140,9 @@ pub fn resource_attributes(
     (to, ignored)
 }
 
-/// By the vendor that the firmware names: `aws`, `gcp` or `azure`.
-fn provider_of(facts: &HostFacts) -> Option<&'static str> {
-    let (vendor, product) = (facts.system_vendor.trim(), facts.product_name.trim());
+/// By the vendor and product that the firmware names ([`HostFacts`]): `aws`, `gcp` or `azure`.
+pub fn cloud_provider(system_vendor: &str, product_name: &str) -> Option<&'static str> {
+    let (vendor, product) = (system_vendor.trim(), product_name.trim());
     if vendor.starts_with("Amazon") {
         Some("aws")
     } else if vendor == "Google" || product == "Google Compute Engine" {

@@ -11,7 +11,7 @@ mod list;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::Window;
+use crate::{Finding, Window};
 
 pub use self::file::RatesError;
 
@@ -28,6 +28,8 @@ pub struct Rate {
     pub source: String,
     /// When it was read: `YYYY-MM` or `YYYY-MM-DD`; empty where a file does not say.
     pub as_of: String,
+    /// A public list price, as it is built in; else one's own.
+    pub is_list: bool,
 }
 
 /// Why there is no price. Neither is an error; no cost is shown.
@@ -78,6 +80,7 @@ impl Rates {
                 per_hour: Micros(row.micros_per_hour),
                 source: row.source.to_owned(),
                 as_of: row.as_of.to_owned(),
+                is_list: true,
             };
             rates.insert(row.provider, row.gpu, rate);
         }
@@ -110,22 +113,27 @@ impl Rates {
     }
 
     /// An amount for people: `$12.30`, and `$0.0042` for what is less than a tenth.
-    pub fn show(&self, amount: Micros) -> impl fmt::Display {
-        let (units, micros) = (amount.0 / 1_000_000, amount.0 % 1_000_000);
-        let text = match amount.0 {
-            0 => format!("{}0.00", self.symbol),
-            1..100_000 => format!("{}0.{:04}", self.symbol, micros.div_ceil(100)),
-            // To the nearest cent; what is rounded up to 100 of them is one more unit.
-            _ => {
-                let cents = (micros + 5_000) / 10_000;
-                let (units, cents) = (units + cents / 100, cents % 100);
-                format!("{}{units}.{cents:02}", self.symbol)
-            }
-        };
-        match self.symbol.is_empty() {
-            true => format!("{text} {}", self.currency),
-            false => text,
+    pub fn show(&self, amount: Micros) -> String {
+        show_amount(amount, &self.symbol, &self.currency)
+    }
+}
+
+/// An amount for people, as [`Rates::show`] has it: the currency's name comes after it where there is no symbol.
+pub fn show_amount(amount: Micros, symbol: &str, currency: &str) -> String {
+    let (units, micros) = (amount.0 / 1_000_000, amount.0 % 1_000_000);
+    let text = match amount.0 {
+        0 => format!("{symbol}0.00"),
+        1..100_000 => format!("{symbol}0.{:04}", micros.div_ceil(100)),
+        // To the nearest cent; what is rounded up to 100 of them is one more unit.
+        _ => {
+            let cents = (micros + 5_000) / 10_000;
+            let (units, cents) = (units + cents / 100, cents % 100);
+            format!("{symbol}{units}.{cents:02}")
         }
+    };
+    match symbol.is_empty() {
+        true => format!("{text} {currency}"),
+        false => text,
     }
 }
 
@@ -169,6 +177,85 @@ pub fn stall_cost(rate: &Rate, devices: u32, lost_ns: u64, window: Window) -> St
     }
 }
 
+/// The price list that findings are priced by, and whose GPUs they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prices {
+    pub rates: Rates,
+    /// What somebody said; it comes before what the machine says.
+    pub provider: Option<String>,
+}
+
+impl Default for Prices {
+    /// The built-in list.
+    fn default() -> Prices {
+        Prices {
+            rates: Rates::built_in(),
+            provider: None,
+        }
+    }
+}
+
+/// A device as it is priced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PricedDevice<'a> {
+    /// As NVML has it; empty when it is not known.
+    pub name: &'a str,
+    /// Whether the process that a cost is of was seen on it.
+    pub is_used: bool,
+}
+
+/// The cost of a finding, and what it was reckoned by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FindingCost<'a> {
+    pub cost: StallCost,
+    pub rate: &'a Rate,
+    pub provider: &'a str,
+    pub gpu: &'a str,
+    pub gpus: u32,
+}
+
+impl Prices {
+    /// What `finding` cost on the machine's `devices`; `machine` is the provider that the machine says, empty if it says none.
+    ///
+    /// A process is on the devices where it was seen; where it was seen on none (another pid namespace), on one of the machine's, which
+    /// must be alike. A unit of one device is one GPU's time, of several that of all that its process is on. `None`: nothing was lost, or
+    /// there is no price.
+    pub fn of<'a>(
+        &'a self,
+        finding: &Finding,
+        machine: &'a str,
+        devices: &[PricedDevice<'a>],
+    ) -> Option<FindingCost<'a>> {
+        if finding.excess_ns == 0 {
+            return None;
+        }
+        let said = self.provider.as_deref();
+        let machine = Some(machine).filter(|provider| !provider.is_empty());
+        let provider = said
+            .or(machine)
+            .or(self.rates.default_provider.as_deref())?;
+        let used = devices.iter().filter(|device| device.is_used).count();
+        let of = devices.iter().filter(|device| used == 0 || device.is_used);
+        let mut names = of.map(|device| device.name);
+        let gpu = names.next()?;
+        if names.any(|other| other != gpu) {
+            return None;
+        }
+        let gpus = match finding.key.device {
+            Some(_) => 1,
+            None => u32::try_from(used.max(1)).unwrap_or(u32::MAX),
+        };
+        let rate = self.rates.rate(Some(provider), gpu).ok()?;
+        Some(FindingCost {
+            cost: stall_cost(rate, gpus, finding.excess_ns, finding.window),
+            rate,
+            provider,
+            gpu,
+            gpus,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,6 +275,7 @@ mod tests {
             per_hour: Micros(micros),
             source: String::new(),
             as_of: String::new(),
+            is_list: false,
         }
     }
 
@@ -286,7 +374,7 @@ mod tests {
             (12_300_000, "$12.30"),
             (u64::MAX, "$18446744073709.55"),
         ] {
-            assert_eq!(rates.show(Micros(micros)).to_string(), shown);
+            assert_eq!(rates.show(Micros(micros)), shown);
         }
     }
 }

@@ -13,6 +13,7 @@
 //! sessions is `warptrace-sql`'s.
 
 mod column;
+mod device;
 mod dirs;
 mod error;
 pub mod fs;
@@ -29,6 +30,7 @@ mod table;
 mod writer;
 
 pub use column::ColumnError;
+pub use device::StoredDevice;
 pub use dirs::{DataDir, Env, SYSTEM_DATA};
 pub use error::{SegmentError, StoreError};
 pub use list::{Pruned, Retention, SessionSummary, find, list_sessions, newest, prune, remove};

@@ -64,6 +64,9 @@ pub struct SessionMeta {
 pub struct Identity {
     #[serde(default)]
     pub cluster: String,
+    /// Whose machine it is: `aws`, or what somebody said; empty when that is not known, as in older sessions.
+    #[serde(default)]
+    pub provider: String,
     #[serde(default)]
     pub job: String,
     #[serde(default)]

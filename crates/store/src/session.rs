@@ -18,6 +18,7 @@ use warptrace_model::{
     LossReason, MemoryEvent, OpKey, ProcessInfo, ThreadName, Unit, Window,
 };
 
+use crate::device::StoredDevice;
 use crate::error::{SegmentError, StoreError};
 use crate::fs::{Fs, ReadAt, Share};
 use crate::memory::MemoryLevel;
@@ -185,6 +186,19 @@ impl Session {
     /// [`StoreError::Io`].
     pub fn findings(&self) -> Result<Vec<Finding>, StoreError> {
         Ok(latest(self.rows(None, FindingRow::finding)?, |f| f.id))
+    }
+
+    /// The devices that were sampled, by their indices. Cost: a pass over the table `system`.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn devices(&self) -> Result<Vec<StoredDevice>, StoreError> {
+        let mut devices = BTreeMap::new();
+        self.for_each_row(None, |row: SystemRow| {
+            StoredDevice::see(&mut devices, row);
+            Some(())
+        })?;
+        Ok(devices.into_values().collect())
     }
 
     /// What was counted in windows that have time in `window`, or in all, summed by key.

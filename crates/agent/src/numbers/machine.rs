@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use warptrace_model::cost::PricedDevice;
 use warptrace_model::metric::{Families, Number, attribute, metric};
-use warptrace_model::{BootNanos, GpuSample, Object, SystemSample};
+use warptrace_model::{BootNanos, GpuSample, Object, Pid, SystemSample};
 
 use super::{count, texts};
 
@@ -57,6 +58,15 @@ impl Machine {
                 self.devices.insert(sample.device, device);
             }
         }
+    }
+
+    /// The devices as they are priced for a process.
+    pub(super) fn priced(&self, pid: Pid) -> Vec<PricedDevice<'_>> {
+        let devices = self.devices.values().map(|device| PricedDevice {
+            name: &device.sample.name,
+            is_used: device.sample.processes.iter().any(|(of, ..)| *of == pid),
+        });
+        devices.collect()
     }
 
     /// What a process says of the size of its job.

@@ -666,3 +666,17 @@ fn the_page_on_metrics_says_which_are_not_measured_and_why() {
         }
     }
 }
+
+#[test]
+fn a_finding_costs_what_its_process_s_device_costs() {
+    let numbers = numbers(&[gpu(0, 0)]);
+    let mut finding = finding(1_000_000_000);
+    finding.key.process.pid = Pid(1);
+    finding.window = Window::at(BootNanos(0), 3_600_000_000_000);
+    let prices = Prices::default();
+    let cost = numbers.cost(&finding, &prices, "aws").unwrap();
+    assert_eq!((cost.gpu, cost.gpus), ("NVIDIA H100 80GB HBM3", 1));
+    // $6.88 an hour: a second of one.
+    assert_eq!(cost.cost.total.0, 1_911);
+    assert!(numbers.cost(&finding, &prices, "").is_none());
+}

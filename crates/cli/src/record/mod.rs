@@ -19,6 +19,7 @@ use warptrace_capture::preload::{Preload, PreloadOptions};
 use warptrace_capture::symbols::Symbols;
 use warptrace_engine::{InferenceSettings, Rules};
 use warptrace_model::Gap;
+use warptrace_model::cost::Prices;
 use warptrace_store::DataDir;
 
 use self::running::trace_running;
@@ -28,7 +29,7 @@ use crate::args::{Global, RecordArgs, TraceArgs};
 use crate::config::{self, JsonLines, Loaded};
 use crate::launch::{self, Job, Program};
 use crate::signals::Signals;
-use crate::{daemon, explain, guest, inference, log, output, sessions};
+use crate::{cost, daemon, explain, guest, inference, log, output, sessions};
 
 /// How often a waiting command looks at its child and its signals.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -41,6 +42,7 @@ pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
     };
     let settings = config::of_record(args)?;
     log::set(global, &settings)?;
+    let prices = cost::of_settings(&settings)?;
     let signals = Signals::catch()?;
     let job = Watched {
         program: &program,
@@ -54,7 +56,7 @@ pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
     };
     let mut ended = Outcome::default();
     let session = with_preload(global, &job, &signals, &mut |_| {}, &mut ended)?;
-    conclude(global, session, args.json, args.quiet)?;
+    conclude(global, session, &prices, args.json, args.quiet)?;
     Ok(ended.exit_code)
 }
 
@@ -69,6 +71,7 @@ pub(crate) fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
     };
     let settings = config::of_trace(args)?;
     log::set(global, &settings)?;
+    let prices = cost::of_settings(&settings)?;
     let signals = Signals::catch()?;
     let job = Watched {
         program: &program,
@@ -89,7 +92,8 @@ pub(crate) fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
     };
     let mut ended = Outcome::default();
     let session = with_ebpf(global, &job, &view, &signals, &mut |_| {}, &mut ended)?;
-    conclude(global, session, settings.json != JsonLines::Off, args.quiet)?;
+    let is_json = settings.json != JsonLines::Off;
+    conclude(global, session, &prices, is_json, args.quiet)?;
     Ok(ended.exit_code)
 }
 
@@ -115,6 +119,11 @@ pub(crate) struct Watched<'a> {
 }
 
 impl Watched<'_> {
+    /// Whose machine it is, where somebody says so.
+    fn provider(&self) -> Option<&str> {
+        self.settings?.cost.provider.as_deref()
+    }
+
     fn rollover(&self, dirs: &DataDir) -> Option<Rollover> {
         let settings = self.settings?;
         sessions::rollover(&settings.store, dirs)
@@ -220,7 +229,7 @@ pub(crate) fn with_preload(
         false => Capture::Always(None),
     };
     let capture = capture_socket(&dirs.path, &mut env, capture, job.paused)?;
-    let writer = sessions::create(&dirs, &job.program.command, &["preload"])?;
+    let writer = sessions::create(&dirs, &job.program.command, &["preload"], job.provider())?;
     let mut running = job.program.start(&env)?;
     started(running.pid());
     // Preload takes no stacks.
@@ -273,7 +282,7 @@ pub(crate) fn with_ebpf(
         let mut source = Ebpf::start(&options).context("cannot trace from outside")?;
         source.watch(running.pid(), true)?;
         let gpu = gpu_poller(job.gpu_library.as_deref());
-        let writer = sessions::create(&dirs, &job.program.command, &["ebpf"])?;
+        let writer = sessions::create(&dirs, &job.program.command, &["ebpf"], job.provider())?;
         let (tap, events) = tap(view.json);
         let config = Config {
             tap,
@@ -397,12 +406,18 @@ fn symbolizer() -> Symbols {
 }
 
 /// Explains what was recorded, and says what to type next.
-fn conclude(global: &Global, recorded: Recorded, json: bool, quiet: bool) -> anyhow::Result<()> {
+fn conclude(
+    global: &Global,
+    recorded: Recorded,
+    prices: &Prices,
+    json: bool,
+    quiet: bool,
+) -> anyhow::Result<()> {
     if quiet {
         recorded.warn();
         return Ok(());
     }
-    let answer = recorded.answer()?;
+    let answer = recorded.answer(prices)?;
     if json {
         return output::print_json(&answer);
     }
@@ -415,11 +430,15 @@ fn conclude(global: &Global, recorded: Recorded, json: bool, quiet: bool) -> any
 
 impl Recorded {
     /// The explanation of the whole session.
-    pub(crate) fn answer(&self) -> anyhow::Result<Explain> {
+    pub(crate) fn answer(&self, prices: &Prices) -> anyhow::Result<Explain> {
         self.warn();
         let session = sessions::open(&self.finished.session)
             .with_context(|| format!("cannot read the session {:?}", self.finished.session))?;
-        let mut answer = warptrace_api::explain(&session, &ExplainQuestion::default())?;
+        let question = ExplainQuestion {
+            prices: prices.clone(),
+            ..ExplainQuestion::default()
+        };
+        let mut answer = warptrace_api::explain(&session, &question)?;
         if self.finished.sealed.is_err() {
             // What the disk could not take, it cannot tell either.
             answer.drops.clone_from(&self.finished.live.drops);

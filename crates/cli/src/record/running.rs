@@ -20,7 +20,7 @@ use crate::args::{Global, TraceArgs};
 use crate::config::{self, JsonLines, Loaded};
 use crate::daemon::{Change, Manager};
 use crate::signals::Signals;
-use crate::{inference, log, sessions};
+use crate::{cost, inference, log, sessions};
 
 /// `trace` without a command: until Ctrl-C, or for a time.
 pub(super) fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
@@ -36,6 +36,7 @@ pub(super) fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result
     let signals = Signals::catch()?;
     let settings = config::of_trace(args)?;
     log::set(global, &settings)?;
+    let prices = cost::of_settings(&settings)?;
     let dirs = sessions::data_dir(global)?;
     let followed = followed(&settings, &args.pid, &dirs.path)?;
     let pids = (!args.pid.is_empty()).then(|| args.pid.clone());
@@ -45,7 +46,7 @@ pub(super) fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result
         ..ebpf::Options::default()
     };
     let source = Ebpf::start(&options).context("cannot trace from outside")?;
-    let writer = sessions::create(&dirs, &[], &["ebpf"])?;
+    let writer = sessions::create(&dirs, &[], &["ebpf"], settings.cost.provider.as_deref())?;
     if settings.inference.enabled && settings.log.file.is_none() && log::is_stderr_lost() {
         // What runs for months must be able to say what went wrong.
         log::to(Some(&dirs.path.join("warptrace.log")))?;
@@ -157,7 +158,7 @@ pub(super) fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result
     let is_service = manager.is_there() || (settings.inference.enabled && why == Some(SIGTERM));
     let is_quiet = args.quiet || is_service;
     let is_json = settings.json != JsonLines::Off;
-    conclude(global, Recorded { finished }, is_json, is_quiet)?;
+    conclude(global, Recorded { finished }, &prices, is_json, is_quiet)?;
     Ok(0)
 }
 

@@ -151,6 +151,7 @@ fn rate(price: &Value, place: &str, source: &str, as_of: &str) -> Result<Rate, R
         per_hour: Micros(0),
         source: source.to_owned(),
         as_of: as_of.to_owned(),
+        is_list: false,
     };
     let per_hour = match price {
         Value::Object(object) => {

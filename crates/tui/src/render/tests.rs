@@ -71,6 +71,7 @@ fn finding(severity: &'static str, title: &str, cause: &'static str, detail: &st
                          taskset -apc LIST 4890, renice -n 19 -p 4890"
                 .to_owned(),
         evidence: Vec::new(),
+        cost: None,
     }
 }
 
