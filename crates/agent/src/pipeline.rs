@@ -655,6 +655,7 @@ impl Pipeline {
             );
         }
         self.writer.units(&output.units);
+        self.writer.outliers(&output.inference.outliers);
         for sample in &output.memory {
             let anchor = self.writer.meta().clock.last().copied();
             for event in anchor.iter().flat_map(|a| self.memory.records(sample, a)) {

@@ -56,6 +56,7 @@ tables! {
     RequestRow "requests" Time;
     OpsRow "ops" Time;
     SystemRow "system" Time;
+    OutlierRow "outliers" Time;
     FindingRow "findings" Arrival;
     ProcessRow "processes" Arrival;
     ThreadRow "threads" Arrival;
@@ -311,6 +312,41 @@ rows! {
         path: Option<String>,
         boot_ns: u64,
         dur_ns: u64,
+    }
+
+    /// A slow step of an inference server. `boot_ns` is where the step began.
+    OutlierRow, OutlierColumns, OutlierReader {
+        boot_ns: u64,
+        dur_ns: u64,
+        /// In the form of a UUID, as in the stream and in traces.
+        event_id: String,
+        trace_id: String,
+        span_id: String,
+        /// Null where the cgroup is not known.
+        cgroup_hash: Option<String>,
+        pid: u32,
+        start_ticks: u64,
+        device: Option<u16>,
+        stream: u64,
+        /// Null where steps are not told apart by phase.
+        phase: Option<String>,
+        fingerprint: u64,
+        bucket: String,
+        p95_ns: u64,
+        mean_ns: u64,
+        tid: u32,
+        op: String,
+        launches: u64,
+        copied_bytes: u64,
+        memory_calls: u32,
+        throttle_reasons: u64,
+        min_sm_clock_mhz: Option<u32>,
+        kv_ages: Vec<KvAgeRow>,
+        first_in_minute: bool,
+    }
+
+    KvAgeRow, KvAgeColumns, KvAgeReader {
+        age_ms: u64,
     }
 
     /// `boot_ns` is the start of the process.

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::RecordBatch;
 use warptrace_formats::memory::Upgrade;
+use warptrace_model::inference::Outlier;
 use warptrace_model::{
     Annotation, BootNanos, ClockAnchor, Event, FilePath, Finding, Gap, GapCode, Histogram, Loss,
     LossReason, MemoryEvent, OpKey, ProcessInfo, ThreadName, Unit, Window,
@@ -26,8 +27,8 @@ use crate::meta::{self, SessionMeta};
 use crate::request::StoredRequest;
 use crate::rows::{
     AnnotationRow, DropRow, EventRow, FileRow, FindingRow, GapRow, MemoryRow, OffCpuRow, OpsRow,
-    Order, ProcessRow, RequestRow, Stack, StackRow, StoredLoss, SystemRow, Table, ThreadRow,
-    UnitRow,
+    Order, OutlierRow, ProcessRow, RequestRow, Stack, StackRow, StoredLoss, SystemRow, Table,
+    ThreadRow, UnitRow,
 };
 use crate::segment::{self, Extent, FileKind, Sealed, StreamIndex};
 use crate::table::union;
@@ -272,6 +273,16 @@ impl Session {
         let mut requests = self.rows(None, RequestRow::request)?;
         requests.sort_by_key(|r: &StoredRequest| r.end);
         Ok(requests)
+    }
+
+    /// Slow steps of inference servers, as they were found while it was recorded, by their ends.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn outliers(&self) -> Result<Vec<Outlier>, StoreError> {
+        let mut outliers = self.rows(None, OutlierRow::outlier)?;
+        outliers.sort_by_key(|o: &Outlier| (o.at, o.id));
+        Ok(outliers)
     }
 
     /// What is known of each process, by its last word.

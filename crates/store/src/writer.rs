@@ -10,6 +10,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use warptrace_model::inference::Outlier;
 use warptrace_model::{
     BootNanos, ClockAnchor, Event, Finding, Gap, Loss, LossReason, MemoryEvent, Pid, Request, Unit,
     UnixNanos, Window,
@@ -23,7 +24,8 @@ use crate::memory::MetadataText;
 use crate::meta::{self, SessionMeta};
 use crate::rows::{
     AnnotationRow, DropRow, EventRow, FileRow, FindingRow, Frame, GapRow, MemoryRow, OffCpuRow,
-    OpsRow, ProcessRow, RequestRow, Stack, StackRow, SystemRow, Table, ThreadRow, UnitRow,
+    OpsRow, OutlierRow, ProcessRow, RequestRow, Stack, StackRow, SystemRow, Table, ThreadRow,
+    UnitRow,
 };
 use crate::session::Session;
 use crate::table::{Dropped, Kept, Shared, TableWriter, dir_mode, union};
@@ -106,6 +108,7 @@ struct Tables {
     requests: TableWriter<RequestRow>,
     ops: TableWriter<OpsRow>,
     system: TableWriter<SystemRow>,
+    outliers: TableWriter<OutlierRow>,
     findings: TableWriter<FindingRow>,
     processes: TableWriter<ProcessRow>,
     threads: TableWriter<ThreadRow>,
@@ -127,6 +130,7 @@ macro_rules! for_each_table {
             requests,
             ops,
             system,
+            outliers,
             findings,
             processes,
             threads,
@@ -135,7 +139,7 @@ macro_rules! for_each_table {
             drops,
             gaps,
         } = &mut $tables;
-        for_each_table!(@ $table, $body, findings drops gaps units annotations memory requests ops processes threads files stacks system offcpu events);
+        for_each_table!(@ $table, $body, findings drops gaps outliers units annotations memory requests ops processes threads files stacks system offcpu events);
     }};
     (@ $table:ident, $body:expr, $($name:ident)*) => { $({ let $table = $name; $body; })* };
 }
@@ -203,6 +207,7 @@ impl SessionWriter {
                 requests: TableWriter::new(&path),
                 ops: TableWriter::new(&path),
                 system: TableWriter::new(&path),
+                outliers: TableWriter::new(&path),
                 findings: TableWriter::new(&path),
                 processes: TableWriter::new(&path),
                 threads: TableWriter::new(&path),
@@ -449,6 +454,16 @@ impl SessionWriter {
             let window = unit.window();
             self.heard_of(window.end);
             self.push(|t| &mut t.units, UnitRow::from(unit), Some(window));
+        }
+    }
+
+    /// Takes outliers as they were found.
+    pub fn outliers(&mut self, outliers: &[Outlier]) {
+        for outlier in outliers {
+            let window = outlier.window();
+            self.heard_of(window.end);
+            let row = OutlierRow::from(outlier);
+            self.push(|t| &mut t.outliers, row, Some(window));
         }
     }
 

@@ -58,6 +58,17 @@ proptest! {
     }
 
     #[test]
+    fn outliers_come_back_exactly(seed: u64, count in 0u64..50) {
+        let fs = MemFs::new();
+        let mut writer = create(&fs, "s", Limits::default()).unwrap();
+        let mut outliers: Vec<_> = (0..count).map(|i| outlier(seed.wrapping_add(i))).collect();
+        writer.outliers(&outliers);
+        writer.seal().unwrap();
+        outliers.sort_by_key(|o| (o.at, o.id));
+        prop_assert_eq!(open(&fs, "s").unwrap().outliers().unwrap(), outliers);
+    }
+
+    #[test]
     fn units_and_findings_come_back_exactly(seed: u64, count in 0u64..200) {
         let fs = MemFs::new();
         let mut writer = create(&fs, "s", SMALL).unwrap();

@@ -1,13 +1,16 @@
 //! Rows of what was concluded, and of what is missing: units, findings, losses, gaps.
 
+use warptrace_model::inference::{CgroupHash, EventId, Outlier, OutlierBucket, Phase, WorkloadKey};
 use warptrace_model::{
     Blame, BootNanos, Category, Cause, Device, Evidence, Finding, FindingId, FindingKind, Gap,
-    GapCode, Incarnation, Loss, NamedBy, Parts, Pid, Place, Severity, Stream, StreamScope, Tid,
-    Unit, UnitKey, UnitKind, UnitName, UnitSpan, Window,
+    GapCode, Incarnation, Loss, NamedBy, Parts, Pid, Place, Severity, SpanContext, Stream,
+    StreamScope, Tid, Unit, UnitKey, UnitKind, UnitName, UnitSpan, Window,
 };
 use warptrace_record::OpId;
 
-use super::{BlameRow, DropRow, EvidenceRow, FindingRow, GapRow, StoredLoss, UnitRow};
+use super::{
+    BlameRow, DropRow, EvidenceRow, FindingRow, GapRow, KvAgeRow, OutlierRow, StoredLoss, UnitRow,
+};
 
 fn stream_of(scope: StreamScope) -> Option<u64> {
     match scope {
@@ -297,6 +300,87 @@ impl GapRow {
             code: GapCode::by_name(&self.code)?,
             detail: self.detail,
             count: self.count,
+        })
+    }
+}
+
+impl From<&Outlier> for OutlierRow {
+    fn from(o: &Outlier) -> OutlierRow {
+        let window = o.window();
+        OutlierRow {
+            boot_ns: window.start.0,
+            dur_ns: o.step_nanos,
+            event_id: o.id.to_string(),
+            trace_id: format!("{:032x}", o.span.trace),
+            span_id: format!("{:016x}", o.span.span),
+            cgroup_hash: o.key.cgroup.map(|hash| format!("{:016x}", hash.0)),
+            pid: o.key.process.pid.0,
+            start_ticks: o.key.process.start_ticks,
+            device: o.key.device.map(|d| d.0),
+            stream: o.key.stream.0,
+            phase: o.key.phase.map(|phase| phase.name().to_owned()),
+            fingerprint: o.key.fingerprint,
+            bucket: o.bucket.name().to_owned(),
+            p95_ns: o.p95_nanos,
+            mean_ns: o.mean_nanos,
+            tid: o.tid.0,
+            op: o.op.get().name.to_owned(),
+            launches: o.launches,
+            copied_bytes: o.copied_bytes,
+            memory_calls: o.memory_calls,
+            throttle_reasons: o.throttle_reasons,
+            min_sm_clock_mhz: o.min_sm_clock_mhz,
+            kv_ages: o
+                .kv_ages_millis
+                .iter()
+                .map(|&age_ms| KvAgeRow { age_ms })
+                .collect(),
+            first_in_minute: o.first_in_minute,
+        }
+    }
+}
+
+impl OutlierRow {
+    pub(crate) fn outlier(self) -> Option<Outlier> {
+        let phase = match self.phase {
+            Some(name) => Some(Phase::by_name(&name)?),
+            None => None,
+        };
+        let id = self.event_id.replace('-', "");
+        Some(Outlier {
+            id: EventId(u128::from_str_radix(&id, 16).ok()?),
+            span: SpanContext {
+                trace: u128::from_str_radix(&self.trace_id, 16).ok()?,
+                span: u64::from_str_radix(&self.span_id, 16).ok()?,
+            },
+            key: WorkloadKey {
+                cgroup: match self.cgroup_hash {
+                    Some(hash) => Some(CgroupHash(u64::from_str_radix(&hash, 16).ok()?)),
+                    None => None,
+                },
+                process: Incarnation {
+                    pid: Pid(self.pid),
+                    start_ticks: self.start_ticks,
+                },
+                stream: Stream(self.stream),
+                phase,
+                device: self.device.map(Device),
+                fingerprint: self.fingerprint,
+            },
+            at: BootNanos(self.boot_ns).plus(self.dur_ns),
+            step_nanos: self.dur_ns,
+            p95_nanos: self.p95_ns,
+            mean_nanos: self.mean_ns,
+            bucket: OutlierBucket::by_name(&self.bucket)?,
+            tid: Tid(self.tid),
+            op: OpId::by_name(&self.op)?,
+            launches: self.launches,
+            copied_bytes: self.copied_bytes,
+            memory_calls: self.memory_calls,
+            throttle_reasons: self.throttle_reasons,
+            min_sm_clock_mhz: self.min_sm_clock_mhz,
+            kv_ages_millis: self.kv_ages.into_iter().map(|age| age.age_ms).collect(),
+            first_in_minute: self.first_in_minute,
         })
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use warptrace_model::record::OpId;
 use warptrace_model::record::op::OPS;
+use warptrace_model::inference::*;
 use warptrace_model::*;
 use warptrace_store::fs::{Fs, MemFs};
 use warptrace_store::{DataDir, Limits, Session, SessionMeta, SessionWriter, StoreError};
@@ -297,6 +298,43 @@ pub(crate) fn unit(seed: u64, i: u64) -> Unit {
         launches: n.next(),
         slow: n.flag(),
         incomplete: n.flag(),
+    }
+}
+
+pub(crate) fn outlier(seed: u64) -> Outlier {
+    let n = &mut Numbers(seed);
+    let bits = |n: &mut Numbers| u128::from(n.next()) << 64 | u128::from(n.next());
+    Outlier {
+        id: EventId(bits(n)),
+        span: SpanContext {
+            trace: bits(n),
+            span: n.next(),
+        },
+        key: WorkloadKey {
+            cgroup: n.maybe(|n| CgroupHash(n.next())),
+            process: Incarnation {
+                pid: Pid(n.below(1 << 22) as u32),
+                start_ticks: n.next(),
+            },
+            stream: Stream(n.next()),
+            phase: n.maybe(|n| [Phase::Prefill, Phase::Decode][n.below(2) as usize]),
+            device: n.maybe(|n| Device(n.below(8) as u16)),
+            fingerprint: n.next(),
+        },
+        at: BootNanos(START + SECOND + n.below(SECOND)),
+        step_nanos: n.below(SECOND),
+        p95_nanos: n.next(),
+        mean_nanos: n.next(),
+        bucket: [OutlierBucket::X1_5, OutlierBucket::X3][n.below(2) as usize],
+        tid: Tid(n.below(1 << 22) as u32),
+        op: OpId::from_index(n.below(OPS.len() as u64) as usize).unwrap(),
+        launches: n.next(),
+        copied_bytes: n.next(),
+        memory_calls: n.below(1 << 32) as u32,
+        throttle_reasons: n.next(),
+        min_sm_clock_mhz: n.maybe(|n| n.below(3_000) as u32),
+        kv_ages_millis: (0..n.below(4)).map(|_| n.next()).collect(),
+        first_in_minute: n.flag(),
     }
 }
 
