@@ -21,6 +21,9 @@ const VARIABLES: [&str; 4] = [
     "JOURNAL_STREAM",
 ];
 
+/// How long a manager may take until it has room for what is said.
+const PATIENCE: Duration = Duration::from_millis(200);
+
 /// Takes from a command what the service manager told us alone.
 pub(crate) fn alone(command: &mut Command) -> &mut Command {
     for name in VARIABLES {
@@ -145,8 +148,8 @@ fn connect(place: &OsStr) -> std::io::Result<UnixDatagram> {
         }
     };
     let socket = UnixDatagram::unbound()?;
-    // A manager that does not read must not hold us up.
-    socket.set_nonblocking(true)?;
+    // What it does not hear it would act upon; but one that reads nothing must not hold us up.
+    socket.set_write_timeout(Some(PATIENCE))?;
     socket.connect_addr(&address)?;
     Ok(socket)
 }
