@@ -173,15 +173,32 @@ impl Exporters {
         let exporters = |name: &str, expected, known: &[(&str, Exporter)]| {
             let said = variables.get(name)?;
             said.read(expected, |text| {
-                let words = text.split(',').map(str::trim).filter(|word| *word != "none");
-                let named = |word: &str| known.iter().find(|(name, _)| *name == word).map(|(_, e)| *e);
+                let words = text
+                    .split(',')
+                    .map(str::trim)
+                    .filter(|word| *word != "none");
+                let named = |word: &str| {
+                    known
+                        .iter()
+                        .find(|(name, _)| *name == word)
+                        .map(|(_, e)| *e)
+                };
                 words.map(named).collect::<Option<Vec<_>>>()
             })
         };
-        let metrics = [("otlp", Exporter::Otlp), ("prometheus", Exporter::Prometheus)];
+        let metrics = [
+            ("otlp", Exporter::Otlp),
+            ("prometheus", Exporter::Prometheus),
+        ];
         let found = Exporters {
-            disabled: variables.get("OTEL_SDK_DISABLED").is_some_and(|said| said.is_true()),
-            metrics: exporters("OTEL_METRICS_EXPORTER", "otlp, prometheus or none", &metrics),
+            disabled: variables
+                .get("OTEL_SDK_DISABLED")
+                .is_some_and(|said| said.is_true()),
+            metrics: exporters(
+                "OTEL_METRICS_EXPORTER",
+                "otlp, prometheus or none",
+                &metrics,
+            ),
             traces: exporters("OTEL_TRACES_EXPORTER", "otlp or none", &metrics[..1]),
         };
         (found, variables.ignored())
