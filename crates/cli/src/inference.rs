@@ -1,4 +1,4 @@
-//! Inference servers on the command line: settings from flags, the ways out, `outliers` and `replay`.
+//! Inference servers on the command line: settings from flags, the ways out, and `outliers`.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::net::UnixStream;
@@ -9,9 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use warptrace_agent::{Kept, Outgoing, OutlierSocket, SocketOptions};
 use warptrace_capture::engines::{self, EngineWatch};
-use warptrace_engine::{
-    Engine, Inference, InferenceOutput, InferenceSettings, KvLineage, PhaseRules, Rules,
-};
+use warptrace_engine::{InferenceSettings, KvLineage, PhaseRules};
 use warptrace_export::alert::{AlertConfig, Alerter};
 use warptrace_export::otlp::{self, Ignored, Signal};
 use warptrace_export::{
@@ -20,15 +18,12 @@ use warptrace_export::{
 };
 use warptrace_formats::annotation::Surroundings;
 use warptrace_formats::outlier_stream::{InferenceOutlier, MAX_LINE_BYTES, Message, Node};
+use warptrace_model::Value;
 use warptrace_model::metric::resource;
-use warptrace_model::{BootNanos, ClockAnchor, Value};
 
-use crate::args::{Global, OutliersArgs, ReplayArgs};
+use crate::args::{Global, OutliersArgs};
 use crate::config::{self, Classifier, Loaded, Node as _, Origin, ScrapeWhich, Settings};
 use crate::{cost, output, sessions};
-
-/// Events between two looks at what the engine concluded.
-const SETTLE_EVENTS: usize = 65_536;
 
 /// How steps are judged; `None` when they are not.
 pub(crate) fn settings(config: &Settings) -> anyhow::Result<Option<InferenceSettings>> {
@@ -341,7 +336,7 @@ pub(crate) fn outliers(global: &Global, args: &OutliersArgs) -> anyhow::Result<u
     Ok(0)
 }
 
-fn shown(outlier: &InferenceOutlier) -> String {
+pub(crate) fn shown(outlier: &InferenceOutlier) -> String {
     let secs = outlier.timestamp.0 / 1_000_000_000;
     let time = warptrace_formats::utc::format_utc(i64::try_from(secs).unwrap_or(0));
     let millis = |nanos: i64| nanos as f64 / 1e6;
@@ -390,65 +385,4 @@ fn find(global: &Global) -> anyhow::Result<PathBuf> {
             )
         }
     }
-}
-
-/// `warptrace replay`: the same steps, judged again.
-pub(crate) fn replay(global: &Global, args: &ReplayArgs) -> anyhow::Result<u8> {
-    let folder = sessions::resolve(global, args.session.as_deref())?;
-    let session = sessions::open(&folder)?;
-    let clocks = &session.meta().clock;
-    let first = *clocks.first().context("the session has no clock")?;
-    let config = config::of_replay(args)?;
-    let settings = rules(&config.inference)?.with_clock(first);
-    let rules = Rules {
-        inference: true,
-        ..Rules::default()
-    };
-    let mut engine = Engine::with_inference(rules, Inference::new(settings)?);
-    let node = Node::default();
-    let mut events = session.events(None).context("cannot read the session")?;
-    let (mut batch, mut unsettled, mut now, mut found) = (Vec::new(), 0, 0, 0);
-    let mut tell = |output: InferenceOutput| -> anyhow::Result<()> {
-        for outlier in &output.outliers {
-            found += 1;
-            let clock = clock_at(clocks, outlier.at).unwrap_or(first);
-            let message = node.outlier(outlier, clock);
-            if args.output.json {
-                let mut line = Vec::new();
-                Message::from(message).encode(&mut line)?;
-                output::print(&String::from_utf8_lossy(&line))?;
-            } else {
-                output::print(&shown(&message))?;
-            }
-        }
-        Ok(())
-    };
-    while events.next_batch(&mut batch) {
-        unsettled += batch.len();
-        for event in batch.drain(..) {
-            if let Some(end) = event.end() {
-                now = now.max(end.0);
-            }
-            engine.push(event);
-        }
-        if unsettled >= SETTLE_EVENTS {
-            unsettled = 0;
-            engine.advance(BootNanos(now));
-            tell(engine.drain().inference)?;
-        }
-    }
-    engine.finish(BootNanos(now));
-    tell(engine.drain().inference)?;
-    let steps = engine.inference().map_or(0, |i| i.state().steps);
-    if !args.output.json {
-        let id = &session.meta().id;
-        eprintln!("{found} outliers of {steps} steps in session {id}");
-    }
-    Ok(0)
-}
-
-/// The anchor that held at a moment.
-fn clock_at(clocks: &[ClockAnchor], at: BootNanos) -> Option<ClockAnchor> {
-    let before = clocks.iter().rev().find(|clock| clock.boot <= at);
-    before.or(clocks.first()).copied()
 }

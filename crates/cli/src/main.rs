@@ -18,6 +18,7 @@ mod memory;
 mod output;
 mod query;
 mod record;
+mod replay;
 mod resume;
 mod runlog;
 mod sessions;
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
         Command::Annotate(args) => annotate::run(&args),
         Command::Resume(args) => resume::run(&args),
         Command::Outliers(args) => inference::outliers(global, &args),
-        Command::Replay(args) => inference::replay(global, &args),
+        Command::Replay(args) => replay::run(global, &args),
         Command::Sessions(args) => sessions::run(global, &args),
         Command::Runlog(command) => runlog::run(global, &command),
         Command::Ingest(args) => ingest::run(global, &args),

@@ -9,7 +9,9 @@ use warptrace_capture::clock;
 use warptrace_export::cloud_provider;
 use warptrace_model::UnixNanos;
 use warptrace_store::fs::{Fs, RealFs};
-use warptrace_store::{DataDir, Env, Retention, Session, SessionMeta, SessionWriter};
+use warptrace_store::{
+    DataDir, Env, Retention, Session, SessionMeta, SessionSummary, SessionWriter,
+};
 
 use crate::args::{Global, SessionsArgs, SessionsCommand};
 use crate::{config, launch, output};
@@ -44,6 +46,11 @@ pub(crate) fn rollover(store: &config::Store, dirs: &DataDir) -> Option<Rollover
         disk: disk(),
         dir: dirs.clone(),
     })
+}
+
+/// The sessions in a data folder.
+pub(crate) fn all_in(data: &Path) -> anyhow::Result<Vec<SessionSummary>> {
+    Ok(warptrace_store::list_sessions(&disk(), &[data.to_owned()])?)
 }
 
 /// Opens a session to read.
