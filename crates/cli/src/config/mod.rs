@@ -10,6 +10,8 @@ mod kinds;
 mod layers;
 mod reference;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 pub(crate) use command::run;
