@@ -445,9 +445,7 @@ impl Pipeline {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.hear();
-            if let Some(servers) = &mut self.servers {
-                servers.hear();
-            }
+            self.ask();
             let now = clock::boot_now();
             self.engine.advance(drained);
             self.settle(now);
@@ -600,6 +598,22 @@ impl Pipeline {
         self.spread(events);
     }
 
+    /// Stores what inference servers said of themselves since the last time.
+    fn ask(&mut self) {
+        let Some(servers) = &mut self.servers else {
+            return;
+        };
+        for said in servers.hear() {
+            let readings = &said.readings;
+            self.writer
+                .serving(said.at, said.process, said.engine, readings);
+        }
+        if let Some(loss) = servers.left_out() {
+            self.writer.events(&[Event::Lost(loss)]);
+            self.lost(&[loss]);
+        }
+    }
+
     /// Gives events to all that want them.
     fn spread(&mut self, mut events: Vec<Event>) {
         self.writer.events(&events);
@@ -636,13 +650,14 @@ impl Pipeline {
     /// Stores what the engine concluded, and what it and the store lost.
     fn settle(&mut self, now: BootNanos) {
         let mut output = self.engine.drain();
-        for finding in &mut output.findings {
-            self.places.find(finding);
-        }
         if let Some(servers) = &mut self.servers {
             servers.explain(&mut output.findings);
             let slow = output.inference.outliers.iter();
             servers.meet(slow.map(|outlier| outlier.key.process));
+        }
+        // After the evidence is whole: a finding whose place is resolved later is stored again as it is here.
+        for finding in &mut output.findings {
+            self.places.find(finding);
         }
         if let Some(out) = &mut self.out {
             let servers = self.servers.as_ref();

@@ -7,11 +7,13 @@ use warptrace_capture::engines::{EngineProcess, EngineWatch, Report};
 use warptrace_engine::Serving;
 use warptrace_formats::serving::decode_scrape;
 use warptrace_model::metric::{Family, ServerFacts, serving_families};
-use warptrace_model::serving::ServingReading;
-use warptrace_model::{BootNanos, ClockAnchor, Finding, Incarnation, Pid};
+use warptrace_model::serving::{Engine, ServingReading};
+use warptrace_model::{BootNanos, ClockAnchor, Finding, Incarnation, Loss, LossReason, Pid};
 
 /// Processes of servers whose server is known; a server has as many as it has devices, and a few more.
 const MEMBERS: usize = 4096;
+/// Readings that are stored in a second; a server with a model gives twenty or so, each ten.
+const ROWS_A_SECOND: usize = 4096;
 
 /// Servers that are found by their command lines, and asked.
 pub(crate) struct Servers {
@@ -20,6 +22,17 @@ pub(crate) struct Servers {
     answers: BTreeMap<Incarnation, Answer>,
     /// Whose process a process is; `None` for one that belongs to no server.
     members: BTreeMap<Incarnation, Option<EngineProcess>>,
+    /// What was said in the second that is counted, and in how many readings.
+    second: (u64, usize),
+    left_out: u64,
+}
+
+/// What a server said, to be stored.
+pub(crate) struct Said {
+    pub(crate) at: BootNanos,
+    pub(crate) process: Incarnation,
+    pub(crate) engine: Engine,
+    pub(crate) readings: Vec<ServingReading>,
 }
 
 /// The newest of a server.
@@ -38,11 +51,14 @@ impl Servers {
             serving: Serving::default(),
             answers: BTreeMap::new(),
             members: BTreeMap::new(),
+            second: (0, 0),
+            left_out: 0,
         }
     }
 
-    /// Takes what was found and answered since the last time.
-    pub(crate) fn hear(&mut self) {
+    /// Takes what was found and answered since the last time. Of what was said, gives back what there is room for.
+    pub(crate) fn hear(&mut self) -> Vec<Said> {
+        let mut said = Vec::new();
         for report in self.watch.poll() {
             match report {
                 Report::Found(engine) => {
@@ -63,6 +79,20 @@ impl Servers {
                     let scrape = decode_scrape(engine.command.engine, &body);
                     let process = engine.incarnation;
                     self.serving.answered(process, at, &scrape.readings);
+                    let second = at.0 / 1_000_000_000;
+                    if self.second.0 != second {
+                        self.second = (second, 0);
+                    }
+                    let room = ROWS_A_SECOND.saturating_sub(self.second.1);
+                    let stored = scrape.readings.len().min(room);
+                    self.second.1 += stored;
+                    self.left_out += (scrape.readings.len() - stored) as u64;
+                    said.push(Said {
+                        at,
+                        process,
+                        engine: engine.command.engine,
+                        readings: scrape.readings[..stored].to_vec(),
+                    });
                     let since = self.answers.get(&process).map_or(at, |a| a.since);
                     let answer = Answer {
                         engine,
@@ -82,6 +112,19 @@ impl Servers {
                 }
             }
         }
+        said
+    }
+
+    /// Readings that were not given back since the last time.
+    pub(crate) fn left_out(&mut self) -> Option<Loss> {
+        let count = std::mem::take(&mut self.left_out);
+        (count > 0).then_some(Loss {
+            source: "agent",
+            reason: LossReason::RateLimited,
+            count,
+            window: None,
+            pid: None,
+        })
     }
 
     /// Adds what the server said around each finding about one of its processes.

@@ -23,6 +23,7 @@ mod meta;
 mod request;
 mod rows;
 mod segment;
+mod serving;
 mod session;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
@@ -38,5 +39,6 @@ pub use memory::MemoryLevel;
 pub use meta::{FORMAT_VERSION, Identity, Part, SessionMeta};
 pub use request::StoredRequest;
 pub use rows::{FLAG_THREAD, Frame, Stack, StoredLoss, TABLES, table_schema};
+pub use serving::StoredReading;
 pub use session::{EventStream, OpStats, Session, State, TableFiles, UnsealedStream};
 pub use writer::{Limits, SessionWriter};

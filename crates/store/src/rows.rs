@@ -54,6 +54,7 @@ tables! {
     AnnotationRow "annotations" Time;
     MemoryRow "memory" Time;
     RequestRow "requests" Time;
+    ServingRow "serving" Time;
     OpsRow "ops" Time;
     SystemRow "system" Time;
     OutlierRow "outliers" Time;
@@ -210,6 +211,28 @@ rows! {
         status: Option<u16>,
         code: Option<String>,
         message: Option<String>,
+    }
+
+    /// What an inference server said of itself, by the names of the metrics. A counter or a level is a `value`; of a distribution all is
+    /// cumulative since the server's start, and each bucket counts what is above the one before.
+    ServingRow, ServingColumns, ServingReader {
+        boot_ns: u64,
+        pid: u32,
+        start_ticks: u64,
+        engine: String,
+        /// Null where the engine names none.
+        model: Option<String>,
+        metric: String,
+        value: Option<f64>,
+        count: Option<u64>,
+        sum: Option<f64>,
+        buckets: Vec<ServingBucketRow>,
+    }
+
+    ServingBucketRow, ServingBucketColumns, ServingBucketReader {
+        /// The upper bound, which belongs to it; null of the last bucket, which has none.
+        le: Option<f64>,
+        count: u64,
     }
 
     OpsRow, OpsColumns, OpsReader {

@@ -27,10 +27,11 @@ use crate::meta::{self, SessionMeta};
 use crate::request::StoredRequest;
 use crate::rows::{
     AnnotationRow, DropRow, EventRow, FileRow, FindingRow, GapRow, MemoryRow, OffCpuRow, OpsRow,
-    Order, OutlierRow, ProcessRow, RequestRow, Stack, StackRow, StoredLoss, SystemRow, Table,
-    ThreadRow, UnitRow,
+    Order, OutlierRow, ProcessRow, RequestRow, ServingRow, Stack, StackRow, StoredLoss, SystemRow,
+    Table, ThreadRow, UnitRow,
 };
 use crate::segment::{self, Extent, FileKind, Sealed, StreamIndex};
+use crate::serving::StoredReading;
 use crate::table::union;
 use crate::writer::LOCK_FILE;
 
@@ -200,6 +201,16 @@ impl Session {
             Some(())
         })?;
         Ok(devices.into_values().collect())
+    }
+
+    /// What inference servers said of themselves, by when they said it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn serving(&self) -> Result<Vec<StoredReading>, StoreError> {
+        let mut readings = self.rows(None, ServingRow::reading)?;
+        readings.sort_by_key(|reading| reading.at);
+        Ok(readings)
     }
 
     /// What was counted in windows that have time in `window`, or in all, summed by key.

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use warptrace_model::inference::Outlier;
+use warptrace_model::serving::{Engine, ServingReading};
 use warptrace_model::{
-    BootNanos, ClockAnchor, Event, Finding, Gap, Loss, LossReason, MemoryEvent, Pid, Request, Unit,
-    UnixNanos, Window,
+    BootNanos, ClockAnchor, Event, Finding, Gap, Incarnation, Loss, LossReason, MemoryEvent, Pid,
+    Request, Unit, UnixNanos, Window,
 };
 use warptrace_record::Kind;
 
@@ -24,8 +25,8 @@ use crate::memory::MetadataText;
 use crate::meta::{self, SessionMeta};
 use crate::rows::{
     AnnotationRow, DropRow, EventRow, FileRow, FindingRow, Frame, GapRow, MemoryRow, OffCpuRow,
-    OpsRow, OutlierRow, ProcessRow, RequestRow, Stack, StackRow, SystemRow, Table, ThreadRow,
-    UnitRow,
+    OpsRow, OutlierRow, ProcessRow, RequestRow, ServingRow, Stack, StackRow, SystemRow, Table,
+    ThreadRow, UnitRow,
 };
 use crate::session::Session;
 use crate::table::{Dropped, Kept, Shared, TableWriter, dir_mode, union};
@@ -106,6 +107,7 @@ struct Tables {
     annotations: TableWriter<AnnotationRow>,
     memory: TableWriter<MemoryRow>,
     requests: TableWriter<RequestRow>,
+    serving: TableWriter<ServingRow>,
     ops: TableWriter<OpsRow>,
     system: TableWriter<SystemRow>,
     outliers: TableWriter<OutlierRow>,
@@ -128,6 +130,7 @@ macro_rules! for_each_table {
             annotations,
             memory,
             requests,
+            serving,
             ops,
             system,
             outliers,
@@ -139,7 +142,7 @@ macro_rules! for_each_table {
             drops,
             gaps,
         } = &mut $tables;
-        for_each_table!(@ $table, $body, findings drops gaps outliers units annotations memory requests ops processes threads files stacks system offcpu events);
+        for_each_table!(@ $table, $body, findings drops gaps outliers units annotations memory requests serving ops processes threads files stacks system offcpu events);
     }};
     (@ $table:ident, $body:expr, $($name:ident)*) => { $({ let $table = $name; $body; })* };
 }
@@ -205,6 +208,7 @@ impl SessionWriter {
                 annotations: TableWriter::new(&path),
                 memory: TableWriter::new(&path),
                 requests: TableWriter::new(&path),
+                serving: TableWriter::new(&path),
                 ops: TableWriter::new(&path),
                 system: TableWriter::new(&path),
                 outliers: TableWriter::new(&path),
@@ -401,6 +405,21 @@ impl SessionWriter {
         let window = Window::at(BootNanos(row.boot_ns), 0);
         self.heard_of(window.end);
         self.push(|t| &mut t.requests, row, Some(window));
+    }
+
+    /// Takes what the inference server `process` said of itself at `at`.
+    pub fn serving(
+        &mut self,
+        at: BootNanos,
+        process: Incarnation,
+        engine: Engine,
+        readings: &[ServingReading],
+    ) {
+        self.heard_of(at);
+        for reading in readings {
+            let row = ServingRow::new(at, process, engine, reading);
+            self.push(|t| &mut t.serving, row, Some(Window::at(at, 0)));
+        }
     }
 
     /// What converts Unix time; a session without a clock of its own has Unix time itself.

@@ -7,6 +7,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use support::*;
+use warptrace_model::serving::{
+    Engine, ServingHistogram, ServingMetric, ServingReading, ServingValue,
+};
 use warptrace_model::*;
 use warptrace_store::fs::RealFs;
 use warptrace_store::{DataDir, SessionWriter, TABLES};
@@ -58,6 +61,7 @@ fn write(dir: &Path, sealed: bool) -> std::path::PathBuf {
     let mut writer =
         SessionWriter::with_limits(Arc::new(RealFs), &DataDir::at(dir), meta("s"), SMALL).unwrap();
     writer.units(&(0..20).map(|i| unit(1, i)).collect::<Vec<_>>());
+    writer.outliers(&(0..20).map(outlier).collect::<Vec<_>>());
     writer.findings(&(0..20).map(|i| finding(i, i)).collect::<Vec<_>>());
     writer.stacks(&[(1, vec![u64::MAX, 1])]);
     writer.gaps(&[Gap {
@@ -87,6 +91,18 @@ fn write(dir: &Path, sealed: bool) -> std::path::PathBuf {
     for i in 0..20 {
         assert!(writer.memory(&memory_event(i)));
         writer.request("run.jsonl", &request(i));
+        let reading = ServingReading {
+            metric: ServingMetric::RequestDuration,
+            model: None,
+            value: ServingValue::Histogram(ServingHistogram {
+                sum: 1.5,
+                count: 3,
+                bounds: vec![0.5],
+                counts: vec![1, 2],
+            }),
+        };
+        let at = BootNanos(START + i * SECOND);
+        writer.serving(at, Incarnation::default(), Engine::Vllm, &[reading]);
     }
     for second in 1..8 {
         writer.events(&events(5, second * 100..(second + 1) * 100));
