@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +40,16 @@ def by_id(records: list[dict[str, Any]], kind: str | None = None) -> list[Any]:
 def module_or_skip(name: str) -> Any:
     """A module; a test that needs one which is not installed is skipped, and says so."""
     return pytest.importorskip(name, reason=f"{name.partition('.')[0]} is not installed")
+
+
+def program() -> str:
+    """The program warptrace: the wheel's, else what `cargo build` made."""
+    beside = Path(sys.executable).with_name("warptrace")
+    built = ROOT / "target/debug/warptrace"
+    for candidate in (beside, built):
+        if candidate.exists():
+            return str(candidate)
+    pytest.skip("the program warptrace is not built")
 
 
 class Recorder:

@@ -135,3 +135,57 @@ def test_nobody_at_the_other_end_costs_the_spans_and_counts_them(protocol: str) 
         assert time.monotonic() < give_up, (counts.lost, counts.refused, counts.dropped)
         time.sleep(0.01)
     assert (counts.lost, counts.refused, counts.dropped) == (10, 0, 0)
+
+
+class Said(spans.Exporter):
+    """Keeps what it is told of events."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, object]]] = []
+        self.stopped: list[str] = []
+
+    def event(self, event: spans.Event, span: spans.Span) -> None:
+        self.events.append((event.name, event.own_attributes))
+
+    def stop(self, span: spans.Span) -> None:
+        self.stopped.append(span.name)
+
+
+def test_a_derived_exporter_is_told_running_averages_in_place_of_every_event() -> None:
+    said = Said()
+    asked: list[tuple[str, str]] = []
+
+    def only(event: spans.Event, span: spans.Span) -> bool:
+        asked.append((event.name, span.name))
+        if event.name == "odd":
+            raise RuntimeError("expected")
+        return event.name != "step"
+
+    running = [exporters.Running(event="step", attribute="loss", every=2, as_event="loss")]
+    recorder = spans.Recorder([exporters.Derived(said, running=running, only=only)])
+    with recorder.span("training") as span:
+        for loss in (4.0, 2.0, float("nan"), 3):
+            span.event("step", {"loss": loss})
+        span.event("step", {"other": 1})
+        span.event("saved")
+        span.event("odd")
+        span.event("step", {"loss": 7.0})
+    recorder.close()
+    averages = [(name, round(own["loss_avg"], 6), own["loss_min"], own["loss_max"]) for name, own in said.events[:1]]
+    assert averages == [("loss", 3.0, 2.0, 4.0)]
+    assert [name for name, _ in said.events] == ["loss", "saved", "odd", "loss"]
+    last = said.events[-1][1]
+    assert (last["loss_avg"], last["loss_min"], last["loss_max"], last["count"]) == (4.0, 2.0, 7.0, 4)
+    assert said.stopped == ["training"]
+    assert asked[0] == ("step", "training")
+
+
+def test_a_native_exporter_is_derived_from_once() -> None:
+    kept = spans.MemoryExporter()
+    recorder = spans.Recorder([exporters.Derived(kept)])
+    with recorder.span("a"):
+        pass
+    recorder.close()
+    assert [span["name"] for span in kept.finished()] == ["a"]
+    with pytest.raises(ValueError, match="already"):
+        exporters.Derived(kept)

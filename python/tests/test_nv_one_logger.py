@@ -435,3 +435,49 @@ print(sum(line.startswith("event training_metrics_update") for line in kept.line
     exported, kept = map(int, said.split())
     assert exported == 1499
     assert kept <= 1001
+
+
+@pytest.mark.parametrize("native_first", [True, False])
+def test_native_exporters_stand_beside_those_of_the_package(native_first: bool, tmp_path: Path) -> None:
+    """What they are given is the same: spans, their parents, and events, also those of the recorder's own making."""
+    module_or_skip("pydantic")
+    program = f"""
+import json
+import warptrace
+from {OURS}.api.config import OneLoggerConfig
+from {OURS}.core.event import Event
+from {OURS}.exporter import FileExporter
+from {OURS}.training_telemetry.api import (
+    TrainingTelemetryConfig, TrainingTelemetryProvider, application, training_iteration, training_loop,
+)
+
+kept, file = warptrace.MemoryExporter(), FileExporter("spans.jsonl")
+provider = TrainingTelemetryProvider.instance()
+provider.with_base_config(OneLoggerConfig(application_name="a", world_size_or_fn=1, session_tag_or_fn="s"))
+for exporter in (kept, file) if {native_first} else (file, kept):
+    provider.with_exporter(exporter)
+provider.configure_provider()
+config = TrainingTelemetryConfig(perf_tag_or_fn="p", global_batch_size_or_fn=4, log_every_n_train_iterations=2)
+with application() as span:
+    provider.set_training_telemetry_config(config)
+    provider.recorder.event(span, Event.create("own"))
+    with training_loop(train_iterations_start=0) as loop:
+        for _ in range(4):
+            with training_iteration():
+                pass
+    updates = [e.name for e in loop.events].count("training_metrics_update")
+provider.recorder.close()
+print(json.dumps({{"kept": kept.finished(), "updates": updates}}))
+"""
+    done = run(["-c", program], tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    kept = {span["name"]: span for span in said["kept"]}
+    assert list(kept) == ["training_loop", "application"]
+    assert kept["training_loop"]["parent_span_id"] == kept["application"]["span_id"]
+    of_loop, of_application = ([name for name, *_ in kept[name]["events"]] for name in kept)
+    assert of_loop.count("training_metrics_update") == said["updates"] > 0
+    assert {"own", "one_logger_initialization"} <= set(of_application)
+    records = [json.loads(line) for line in (tmp_path / "spans.jsonl").read_text().splitlines()]
+    written = [r for r in records if "training_metrics_update" in json.dumps(r)]
+    assert len(written) >= said["updates"]

@@ -3,12 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, module_or_skip
+from support import module_or_skip, program
 
 import warptrace
 from warptrace import load_annotations, load_memory, load_run_log, load_session_table
@@ -165,15 +164,6 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     for load in (load_annotations, load_memory, load_run_log):
         with pytest.raises((OSError, ValueError)):
             load(tmp_path / "p.jsonl")
-
-
-def program() -> str:
-    beside = Path(sys.executable).with_name("warptrace")
-    built = ROOT / "target/debug/warptrace"
-    for candidate in (beside, built):
-        if candidate.exists():
-            return str(candidate)
-    pytest.skip("the program warptrace is not built")
 
 
 def test_tables_of_a_recorded_session(tmp_path: Path) -> None:

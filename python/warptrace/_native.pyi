@@ -135,6 +135,12 @@ class Exporter:
 
 class NativeExporter: ...
 
+def derive_exporter(
+    exporter: Exporter | NativeExporter,
+    running: list[tuple[str, str, int, str | None]],
+    only: Callable[[Event, Span], bool] | None,
+) -> NativeExporter: ...
+
 @final
 class MemoryExporter(NativeExporter):
     def __init__(self) -> None: ...

@@ -4,6 +4,7 @@
 >>> configure(exporters=[Otlp("http://localhost:4318", service_name="train")])
 >>> configure(exporters=[WandB(project="llm")])                # through the package wandb, as it is set up
 >>> configure(exporters=[MLflow(experiment="llm")])            # through the package mlflow, likewise
+>>> configure(exporters=[Derived(WandB(project="llm"), running=[Running(event="step", attribute="loss", every=100)])])
 >>> configure(exporters=[build("mlflow", experiment="llm")])   # by name
 >>> configure(exporters=load("exporters.yaml"))                # what a file asks for
 
@@ -21,10 +22,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol
 
-from warptrace._native import create_exporter, resolve_exporters
+from warptrace._native import create_exporter, derive_exporter, resolve_exporters
 from warptrace.spans import Event, Exporter, NativeExporter, Span
 
 __all__ = [
@@ -34,12 +36,14 @@ __all__ = [
     "HIERARCHICAL",
     "AgentSocket",
     "Console",
+    "Derived",
     "JsonlFile",
     "LogLines",
     "MLflow",
     "Naming",
     "Otlp",
     "RunLogExporter",
+    "Running",
     "WandB",
     "build",
     "load",
@@ -154,6 +158,38 @@ def RunLogExporter(path: str | os.PathLike[str], *, request_spans: Iterable[str]
     """Spans of requests, as records of a run log."""
     names = None if request_spans is None else list(request_spans)
     return create_exporter("run_log", {"path": os.fspath(path), "request_spans": names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """The average and the extremes of a number that events carry, from the first one on; what is no finite number is
+    passed over.
+    """
+
+    #: The name of the events, and of their attribute.
+    event: str
+    attribute: str
+    #: An event is sent after that many; at least 1.
+    every: int = 1
+    #: Its name; else that of the events, and ``_running``. It carries ``ATTRIBUTE_avg``, ``ATTRIBUTE_min``,
+    #: ``ATTRIBUTE_max`` and ``count``.
+    as_event: str | None = None
+
+
+def Derived(
+    exporter: Exporter | NativeExporter,
+    *,
+    running: Iterable[Running] = (),
+    only: Callable[[Event, Span], bool] | None = None,
+) -> NativeExporter:
+    """An exporter that is given other events than were recorded: those of which `only` says so, and those of `running`.
+
+    What is derived always passes, also from events that do not; so do spans, and errors in them. Where `only` raises,
+    the event passes. An exporter that reads a span's events from the span when it stops (OTLP, memory) has all of
+    them there, and none that is derived.
+    """
+    asked = [(r.event, r.attribute, max(r.every, 1), r.as_event) for r in running]
+    return derive_exporter(exporter, asked, only)
 
 
 def registered() -> list[str]:

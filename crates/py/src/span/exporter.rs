@@ -3,9 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use warptrace_sdk::span::{self as sdk, ExportError};
+use warptrace_sdk::training::derived::{Derived, Running};
 
 use super::{Event, Span};
 use crate::value;
@@ -13,7 +15,8 @@ use crate::value;
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Exporter>()?;
     module.add_class::<NativeExporter>()?;
-    module.add_class::<MemoryExporter>()
+    module.add_class::<MemoryExporter>()?;
+    module.add_function(wrap_pyfunction!(derive_exporter, module)?)
 }
 
 /// Where spans go. Subclasses override what they want to hear of; an exception in one of these methods is a failed export: it is
@@ -60,8 +63,8 @@ impl Exporter {
 }
 
 /// A Python exporter, as the SDK calls it.
-pub(super) struct PythonExporter {
-    pub(super) object: Py<PyAny>,
+struct PythonExporter {
+    object: Py<PyAny>,
 }
 
 impl PythonExporter {
@@ -138,6 +141,55 @@ impl NativeExporter {
     pub(crate) fn new(exporter: Box<dyn sdk::Exporter>) -> NativeExporter {
         NativeExporter(Mutex::new(Some(exporter)))
     }
+}
+
+/// The SDK's exporter for one of Python's or of its own, and the name of its class; an own one can be taken once.
+pub(super) fn take(object: Bound<'_, PyAny>) -> PyResult<(String, Box<dyn sdk::Exporter>)> {
+    let name = object.get_type().name()?.to_string();
+    let Ok(native) = object.cast::<NativeExporter>() else {
+        let object = object.unbind();
+        return Ok((name, Box::new(PythonExporter { object })));
+    };
+    let taken = super::lock(&native.get().0).take();
+    let exporter = taken.ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "this {name} has a recorder, or another exporter, already"
+        ))
+    })?;
+    Ok((name, exporter))
+}
+
+/// `exporter`, with events that are made of other events.
+///
+/// `running`: of each the event's name, its attribute, how many events make one, and the name of that. `only`: a function of an event
+/// and its span, which says whether the event passes; where it raises, it does.
+#[pyfunction]
+#[pyo3(signature = (exporter, running, only))]
+fn derive_exporter(
+    exporter: Bound<'_, PyAny>,
+    running: Vec<(String, String, u64, Option<String>)>,
+    only: Option<Py<PyAny>>,
+) -> PyResult<NativeExporter> {
+    let (_, exporter) = take(exporter)?;
+    let mut derived = Derived::new(exporter);
+    for (event, attribute, every, name) in running {
+        let running = Running::of(event, attribute).every(every);
+        derived = derived.running(match name {
+            Some(name) => running.as_event(name),
+            None => running,
+        });
+    }
+    if let Some(only) = only {
+        derived = derived.only(move |event, span| {
+            let passes = Python::try_attach(|py| {
+                let event = Event(Arc::new(event.clone()));
+                let span = Span::started(span.clone(), None);
+                only.bind(py).call1((event, span))?.is_truthy()
+            });
+            passes.is_none_or(|passes| passes.unwrap_or(true))
+        });
+    }
+    Ok(NativeExporter::new(Box::new(derived)))
 }
 
 /// Keeps finished spans, at most 100,000.

@@ -11,8 +11,9 @@ use warptrace_sdk::span::{
     self as sdk, End, Exception, FailureLimit, Filter, Parent, Start, Strategy,
 };
 
-use super::exporter::{NativeExporter, PythonExporter};
-use super::{ContextVariable, Event, Pending, Span, attributes_for, begin, error, lock, timestamp};
+use super::{
+    ContextVariable, Event, Pending, Span, attributes_for, begin, error, exporter, lock, timestamp,
+};
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Recorder>()?;
@@ -99,22 +100,7 @@ pub(crate) fn builder(
         builder = builder.queue_items(items);
     }
     for object in exporters {
-        let name = object.get_type().name()?.to_string();
-        if let Ok(native) = object.cast::<NativeExporter>() {
-            let Some(exporter) = lock(&native.get().0).take() else {
-                return Err(PyValueError::new_err(format!(
-                    "this {name} has a recorder already"
-                )));
-            };
-            builder = match direct {
-                true => builder.direct_exporter(&name, exporter),
-                false => builder.exporter(&name, exporter),
-            };
-            continue;
-        }
-        let exporter = Box::new(PythonExporter {
-            object: object.unbind(),
-        });
+        let (name, exporter) = exporter::take(object)?;
         builder = match direct {
             true => builder.direct_exporter(&name, exporter),
             false => builder.exporter(&name, exporter),

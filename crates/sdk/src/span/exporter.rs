@@ -133,6 +133,48 @@ pub trait Exporter: Send + Sync {
     }
 }
 
+impl Exporter for Box<dyn Exporter> {
+    fn initialize(&self) -> Result<(), ExportError> {
+        (**self).initialize()
+    }
+
+    fn interest(&self) -> Interest {
+        (**self).interest()
+    }
+
+    fn start(&self, span: &Span) -> Result<(), ExportError> {
+        (**self).start(span)
+    }
+
+    fn stop(&self, span: &Span) -> Result<(), ExportError> {
+        (**self).stop(span)
+    }
+
+    fn event(&self, event: &Event, span: &Span) -> Result<(), ExportError> {
+        (**self).event(event, span)
+    }
+
+    fn error(&self, event: &Event, span: &Span) -> Result<(), ExportError> {
+        (**self).error(event, span)
+    }
+
+    fn data_error(&self, event: &Event) -> Result<(), ExportError> {
+        (**self).data_error(event)
+    }
+
+    fn flush(&self, patience: Duration) -> Result<(), ExportError> {
+        (**self).flush(patience)
+    }
+
+    fn close(&self, patience: Duration) -> Result<(), ExportError> {
+        (**self).close(patience)
+    }
+
+    fn dropped(&self) -> u64 {
+        (**self).dropped()
+    }
+}
+
 /// When an exporter that fails is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FailureLimit {

@@ -161,19 +161,23 @@ class _Outlet(native.Exporter):
 class DefaultRecorder(Recorder):
     """Hands each span and event to every exporter, in order, in the thread that records.
 
-    An exporter that fails is told so once, and is left out after five failures; the program sees none of that.
+    An exporter that fails is told so once, and is left out after five failures; the program sees none of that. Native
+    exporters of ``warptrace.exporters`` may stand beside this package's.
     """
 
     def __init__(
         self,
-        exporters: list[Exporter],
+        exporters: Sequence[Exporter | native.NativeExporter],
         export_customization_mode: ExportCustomizationMode = ExportCustomizationMode.EXPORT_ALL_SPANS,
         span_name_filter: list[SpanName] | None = None,
     ) -> None:
         self._exporters = list(exporters)
         options = filter_options(export_customization_mode, span_name_filter)
-        for exporter in self._exporters:
+        mine = [e for e in self._exporters if not isinstance(e, native.NativeExporter)]
+        for exporter in mine:
             exporter.initialize()
+        # The one whose call brings a span the events of the recorder's own making.
+        self._first = mine[0] if mine else None
         self._bridge = self._make_bridge()
         self._hand = self._bridge.hand
         options |= {"direct": True, "on_error": "raise", "failures_in_a_row": False, "clock": _clock}
@@ -182,16 +186,20 @@ class DefaultRecorder(Recorder):
     def _make_bridge(self) -> Bridge:
         return Bridge()
 
-    def _make_recorder(self, outlets: Sequence[native.Exporter], options: dict[str, Any]) -> native.Recorder:
+    def _make_recorder(
+        self, outlets: Sequence[native.Exporter | native.NativeExporter], options: dict[str, Any]
+    ) -> native.Recorder:
         return native.Recorder(outlets, **options)
 
-    def _outlet(self, exporter: Exporter) -> native.Exporter:
+    def _outlet(self, exporter: Exporter | native.NativeExporter) -> native.Exporter | native.NativeExporter:
+        if isinstance(exporter, native.NativeExporter):
+            return exporter
         # Named as the exporter is, for its reports.
         kind: type[_Outlet] = type(type(exporter).__name__, (_Outlet,), {})
-        return kind(exporter, self._bridge, exporter is self._exporters[0])
+        return kind(exporter, self._bridge, exporter is self._first)
 
     @property
-    def exporters(self) -> list[Exporter]:
+    def exporters(self) -> list[Exporter | native.NativeExporter]:
         return list(self._exporters)
 
     @guarded

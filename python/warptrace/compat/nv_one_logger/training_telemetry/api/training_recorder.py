@@ -55,7 +55,7 @@ class TrainingRecorder(DefaultRecorder):
     def __init__(
         self,
         config: OneLoggerConfig,
-        exporters: list[Exporter],
+        exporters: Sequence[Exporter | native.NativeExporter],
         export_customization_mode: ExportCustomizationMode = ExportCustomizationMode.BLACKLIST_SPANS,
         span_name_filter: list[SpanName] | None = DEFAULT_BLACKLIST,
     ) -> None:
@@ -65,7 +65,9 @@ class TrainingRecorder(DefaultRecorder):
     def _make_bridge(self) -> Bridge:
         return Bridge(attributes_of)
 
-    def _make_recorder(self, outlets: Sequence[native.Exporter], options: dict[str, Any]) -> native.Recorder:
+    def _make_recorder(
+        self, outlets: Sequence[native.Exporter | native.NativeExporter], options: dict[str, Any]
+    ) -> native.Recorder:
         job = self._job
         training: Any = job.telemetry_config
         self._training = native.Training(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+from warptrace._native import NativeExporter
 from warptrace.compat.nv_one_logger._log import logger
 from warptrace.compat.nv_one_logger._singleton import Singleton
 from warptrace.compat.nv_one_logger.api.config import OneLoggerConfig
@@ -28,7 +29,7 @@ class TrainingTelemetryProvider(Singleton):
     def __init__(self) -> None:
         self._base: OneLoggerConfig | None = None
         self._overrides: dict[str, Any] = {}
-        self._exporters: list[Exporter] = []
+        self._exporters: list[Exporter | NativeExporter] = []
         self._customization: tuple[ExportCustomizationMode, list[SpanName] | None] | None = None
         self._configured = False
         self._manager = ExporterConfigManager()
@@ -53,7 +54,7 @@ class TrainingTelemetryProvider(Singleton):
         self._check_building("with_config_override_from_config_server")
         raise NotImplementedError("overrides from a server")
 
-    def with_exporter(self, exporter: Exporter) -> TrainingTelemetryProvider:
+    def with_exporter(self, exporter: Exporter | NativeExporter) -> TrainingTelemetryProvider:
         self._check_building("with_exporter")
         self._exporters.append(exporter)
         return self
