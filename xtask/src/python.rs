@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail, ensure};
 pub(crate) enum Programs {
     /// As a plain `cargo build` has them: quick.
     Dev,
-    /// To publish.
+    /// To publish: with the profile `dist`, and needing no library but glibc's and libgcc_s.
     Release,
 }
 
@@ -204,25 +204,23 @@ fn native(root: &Path) -> anyhow::Result<()> {
 
 /// Puts the programs, stripped, where `python/pyproject.toml` tells maturin to take them from, and returns their paths.
 fn stage(root: &Path, programs: Programs) -> anyhow::Result<Vec<PathBuf>> {
-    let profile = match programs {
-        Programs::Dev => "dev",
-        Programs::Release => "release",
+    let mut build = cargo();
+    build
+        .args(["build", "--package", "warptrace", "--bin", "warptrace"])
+        .current_dir(root);
+    let built = match programs {
+        Programs::Dev => "target/debug",
+        Programs::Release => {
+            let archive = libelf()?;
+            build
+                .args(["--profile", "dist"])
+                .args(["--features", "warptrace-capture/static"])
+                .env("LIBBPF_SYS_LIBRARY_PATH", archive.parent().unwrap_or(root));
+            "target/dist"
+        }
     };
-    run(cargo()
-        .args([
-            "build",
-            "--package",
-            "warptrace",
-            "--bin",
-            "warptrace",
-            "--profile",
-            profile,
-        ])
-        .current_dir(root))?;
-    let built = root.join("target").join(match programs {
-        Programs::Dev => "debug",
-        Programs::Release => "release",
-    });
+    run(&mut build)?;
+    let built = root.join(built);
     let data = root.join("target/py/warptrace.data");
     if data.exists() {
         std::fs::remove_dir_all(&data).with_context(|| format!("cannot empty {data:?}"))?;
@@ -241,9 +239,51 @@ fn stage(root: &Path, programs: Programs) -> anyhow::Result<Vec<PathBuf>> {
         }
         let to = scripts.join(program);
         run(Command::new("strip").arg("-o").arg(&to).arg(&from))?;
+        if programs == Programs::Release {
+            let dynamic = output(Command::new("objdump").arg("--private-headers").arg(&to))?;
+            let foreign = foreign_libraries(&dynamic);
+            ensure!(
+                foreign.is_empty(),
+                "{program} needs {foreign:?}, which not every machine has"
+            );
+        }
         staged.push(to);
     }
     Ok(staged)
+}
+
+/// The archive libelf.a, from which the programs that are published take what libbpf needs of it; libz.a lies beside it.
+fn libelf() -> anyhow::Result<PathBuf> {
+    let found = output(Command::new("cc").arg("-print-file-name=libelf.a"))?;
+    let archive = PathBuf::from(found.trim());
+    // Not found, it is named without a folder.
+    ensure!(
+        archive.is_absolute(),
+        "no libelf.a (Debian: libelf-dev and zlib1g-dev; Fedora: elfutils-libelf-devel-static and zlib-static)"
+    );
+    archive
+        .canonicalize()
+        .with_context(|| format!("cannot find {archive:?}"))
+}
+
+/// The libraries that a program needs beside those that wheels for any Linux with a new enough glibc may need (manylinux, PEP 600), of
+/// what objdump says of it.
+fn foreign_libraries(private_headers: &str) -> Vec<&str> {
+    const EVERYWHERE: [&str; 7] = [
+        "libc.so.6",
+        "libm.so.6",
+        "libgcc_s.so.1",
+        "libdl.so.2",
+        "libpthread.so.0",
+        "librt.so.1",
+        "ld-linux-x86-64.so.2",
+    ];
+    let lines = private_headers.lines();
+    let needed = lines.filter_map(|line| line.trim().strip_prefix("NEEDED"));
+    needed
+        .map(str::trim)
+        .filter(|library| !EVERYWHERE.contains(library))
+        .collect()
 }
 
 /// The newest version of glibc whose symbols `binaries` need, as in the tag of a wheel: `2_34`.
@@ -341,5 +381,15 @@ mod tests {
             0 DF *UND* 0 (GCC_3.0) _Unwind_Resume\n";
         assert_eq!(newest_glibc(symbols), Some((2, 34)));
         assert_eq!(newest_glibc("no dynamic symbols"), None);
+    }
+
+    #[test]
+    fn a_library_that_not_every_machine_has_is_found() {
+        let headers = "Dynamic Section:\n\
+            \x20 NEEDED               libelf.so.1\n\
+            \x20 NEEDED               libgcc_s.so.1\n\
+            \x20 NEEDED               libc.so.6\n\
+            \x20 INIT                 0x000000000000c000\n";
+        assert_eq!(foreign_libraries(headers), ["libelf.so.1"]);
     }
 }
