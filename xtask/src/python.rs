@@ -49,7 +49,7 @@ pub(crate) fn wheel(root: &Path, programs: Programs) -> anyhow::Result<PathBuf> 
             Programs::Dev => ["--profile", "dev"].as_slice(),
             Programs::Release => &[],
         })
-        .args(["--compatibility", &format!("manylinux_{}", glibc(&staged)?)])
+        .args(["--compatibility", &tag(&staged)?])
         .arg("--out")
         .arg(&wheels))?;
     let mut built: Vec<PathBuf> = std::fs::read_dir(&wheels)
@@ -240,8 +240,7 @@ fn stage(root: &Path, programs: Programs) -> anyhow::Result<Vec<PathBuf>> {
         let to = scripts.join(program);
         run(Command::new("strip").arg("-o").arg(&to).arg(&from))?;
         if programs == Programs::Release {
-            let dynamic = output(Command::new("objdump").arg("--private-headers").arg(&to))?;
-            let foreign = foreign_libraries(&dynamic);
+            let foreign = foreign_libraries(&to)?;
             ensure!(
                 foreign.is_empty(),
                 "{program} needs {foreign:?}, which not every machine has"
@@ -266,9 +265,13 @@ fn libelf() -> anyhow::Result<PathBuf> {
         .with_context(|| format!("cannot find {archive:?}"))
 }
 
-/// The libraries that a program needs beside those that wheels for any Linux with a new enough glibc may need (manylinux, PEP 600), of
-/// what objdump says of it.
-fn foreign_libraries(private_headers: &str) -> Vec<&str> {
+/// The libraries that a program needs beside those that wheels for any Linux with a new enough glibc may need (manylinux, PEP 600).
+fn foreign_libraries(binary: &Path) -> anyhow::Result<Vec<String>> {
+    let headers = output(Command::new("objdump").arg("--private-headers").arg(binary))?;
+    Ok(foreign(&headers))
+}
+
+fn foreign(private_headers: &str) -> Vec<String> {
     const EVERYWHERE: [&str; 7] = [
         "libc.so.6",
         "libm.so.6",
@@ -283,7 +286,18 @@ fn foreign_libraries(private_headers: &str) -> Vec<&str> {
     needed
         .map(str::trim)
         .filter(|library| !EVERYWHERE.contains(library))
+        .map(str::to_owned)
         .collect()
+}
+
+/// The platform in the tag of a wheel with these programs: any Linux with that glibc, or, when they need other libraries, one like this.
+fn tag(programs: &[PathBuf]) -> anyhow::Result<String> {
+    for program in programs {
+        if !foreign_libraries(program)?.is_empty() {
+            return Ok("linux".to_owned());
+        }
+    }
+    Ok(format!("manylinux_{}", glibc(programs)?))
 }
 
 /// The newest version of glibc whose symbols `binaries` need, as in the tag of a wheel: `2_34`.
@@ -390,6 +404,6 @@ mod tests {
             \x20 NEEDED               libgcc_s.so.1\n\
             \x20 NEEDED               libc.so.6\n\
             \x20 INIT                 0x000000000000c000\n";
-        assert_eq!(foreign_libraries(headers), ["libelf.so.1"]);
+        assert_eq!(foreign(headers), ["libelf.so.1"]);
     }
 }
