@@ -34,5 +34,5 @@ pub use health::Health;
 pub use load::{DiskFolder, MAX_ENTRIES, MemoryLoad, load_memory};
 pub use outgoing::{Kept, NewOutgoing, Outgoing};
 pub use outliers::{OutlierCounts, OutlierSocket};
-pub use pipeline::{AgentError, Config, Finished, Recording};
+pub use pipeline::{AgentError, Config, Finished, Recording, Reload};
 pub use rollover::Rollover;

@@ -88,12 +88,21 @@ pub struct Finished {
     pub sealed: Result<(), StoreError>,
 }
 
+/// What of a running recording changes.
+#[derive(Debug, Default)]
+pub struct Reload {
+    /// Other ways out. What waits in those that are given up goes on being sent for a while, beside the recording.
+    pub outgoing: Option<NewOutgoing>,
+    /// When the next session begins, and what is kept.
+    pub rollover: Option<Rollover>,
+}
+
 /// A running recording.
 pub struct Recording {
     stop: Arc<AtomicBool>,
     live: Arc<Mutex<Live>>,
     health: Arc<Health>,
-    outgoing: Arc<Mutex<Option<NewOutgoing>>>,
+    reload: Arc<Mutex<Option<Reload>>>,
     records: Arc<AtomicU64>,
     capture: JoinHandle<()>,
     sampler: JoinHandle<()>,
@@ -135,7 +144,7 @@ impl Recording {
         let stop = Arc::new(AtomicBool::new(false));
         let live = Arc::new(Mutex::new(Live::default()));
         let records = Arc::new(AtomicU64::new(0));
-        let next_outgoing = Arc::new(Mutex::new(None));
+        let reload = Arc::new(Mutex::new(None));
         let drained = Arc::new(AtomicU64::new(0));
         let (sender, receiver) = sync_channel(QUEUE_BATCHES);
 
@@ -172,7 +181,7 @@ impl Recording {
             },
             servers: engines.map(Servers::new),
             out: outgoing.map(|outgoing| Out::new(outgoing, now, anchor, &health)),
-            next_outgoing: Arc::clone(&next_outgoing),
+            reload: Arc::clone(&reload),
             health: Arc::clone(&health),
             drained: Arc::clone(&drained),
             clock: anchor,
@@ -230,7 +239,7 @@ impl Recording {
             stop,
             live,
             health,
-            outgoing: next_outgoing,
+            reload,
             records,
             capture,
             sampler,
@@ -252,10 +261,9 @@ impl Recording {
         Arc::clone(&self.health)
     }
 
-    /// Other ways out from the pipeline's next turn on. What waits in those that are given up goes on being sent for a while, beside
-    /// the recording.
-    pub fn reload(&self, outgoing: NewOutgoing) {
-        *self.outgoing.lock().unwrap_or_else(PoisonError::into_inner) = Some(outgoing);
+    /// Goes on in another way from the pipeline's next turn on.
+    pub fn reload(&self, reload: Reload) {
+        *self.reload.lock().unwrap_or_else(PoisonError::into_inner) = Some(reload);
     }
 
     /// Whether a thread ended by itself: nothing more will be recorded.
@@ -403,7 +411,7 @@ struct Pipeline {
     engine: Engine,
     servers: Option<Servers>,
     out: Option<Out>,
-    next_outgoing: Arc<Mutex<Option<NewOutgoing>>>,
+    reload: Arc<Mutex<Option<Reload>>>,
     health: Arc<Health>,
     /// All that the sources saw before it is in the channel, boot clock.
     drained: Arc<AtomicU64>,
@@ -466,6 +474,7 @@ impl Pipeline {
                 self.publish(now);
             }
         }
+        let sealing = self.keeper.take().map(Keeper::stop);
         if let Some(annotations) = &mut self.annotations {
             annotations.stop();
         }
@@ -490,8 +499,8 @@ impl Pipeline {
         self.publish(now);
         let session = self.writer.path().to_owned();
         let sealed = self.writer.seal();
-        if let Some(keeper) = self.keeper {
-            keeper.stop();
+        if let Some(sealing) = sealing {
+            sealing.wait();
         }
         (session, sealed)
     }
@@ -514,10 +523,24 @@ impl Pipeline {
         self.memory.session(id);
     }
 
-    /// Takes up other ways out, when there are some.
+    /// Takes up what changes, when something does.
     fn reload(&mut self, now: BootNanos) {
-        let next = &self.next_outgoing;
-        let Some(next) = next.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        let reload = &self.reload;
+        let Some(reload) = reload.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
+        match (&mut self.keeper, reload.rollover) {
+            (Some(keeper), Some(rollover)) => keeper.reload(rollover),
+            (None, Some(rollover)) => match Keeper::start(rollover, now) {
+                Ok(keeper) => {
+                    self.writer.describe(|meta| *meta = meta.clone().rolling());
+                    self.keeper = Some(keeper);
+                }
+                Err(e) => warn!(error = %e, "sessions are kept as they were"),
+            },
+            (_, None) => {}
+        }
+        let Some(next) = reload.outgoing else {
             return;
         };
         match &mut self.out {

@@ -6,8 +6,8 @@
 use std::collections::HashSet;
 use std::error::Error;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -54,24 +54,43 @@ pub(crate) struct Keeper {
     how: Rollover,
     began: BootNanos,
     look: BootNanos,
+    keep: Arc<Mutex<Retention>>,
     ended: Sender<SessionWriter>,
     thread: JoinHandle<()>,
+}
+
+/// What a [`Keeper`] that was stopped still does.
+pub(crate) struct Sealing {
+    thread: JoinHandle<()>,
+    until: Instant,
 }
 
 impl Keeper {
     pub(crate) fn start(how: Rollover, began: BootNanos) -> std::io::Result<Keeper> {
         let (ended, receiver) = channel();
-        let (disk, dir, keep) = (Arc::clone(&how.disk), how.dir.path.clone(), how.keep);
+        let (disk, dir) = (Arc::clone(&how.disk), how.dir.path.clone());
+        let keep = Arc::new(Mutex::new(how.keep));
+        let kept = Arc::clone(&keep);
         let thread = Builder::new()
             .name("wt-keeper".into())
-            .spawn(move || keep_up(&receiver, &disk, &dir, keep))?;
+            .spawn(move || keep_up(&receiver, &disk, &dir, &kept))?;
         Ok(Keeper {
             how,
             began,
             look: began,
+            keep,
             ended,
             thread,
         })
+    }
+
+    /// Other limits of a session, and of what is kept; the data folder stays.
+    pub(crate) fn reload(&mut self, how: Rollover) {
+        self.how.max_bytes = how.max_bytes;
+        self.how.max_age = how.max_age;
+        *self.keep.lock().unwrap_or_else(PoisonError::into_inner) = how.keep;
+        // Looked at with the next session, or when it is time: what was kept until now is not urgent to remove.
+        self.how.keep = how.keep;
     }
 
     /// The session to go on in, if it is time for one. `writer` has been flushed when there is one.
@@ -135,12 +154,20 @@ impl Keeper {
         let _ = self.ended.send(old);
     }
 
-    /// Waits a while for what is being sealed.
-    pub(crate) fn stop(self) {
-        drop(self.ended);
-        let until = Instant::now() + PATIENCE;
+    /// Takes no more sessions. What is being sealed has a while from now on, in which others may end as well.
+    pub(crate) fn stop(self) -> Sealing {
+        Sealing {
+            thread: self.thread,
+            until: Instant::now() + PATIENCE,
+        }
+    }
+}
+
+impl Sealing {
+    /// Until it is done, or its time is up.
+    pub(crate) fn wait(self) {
         while !self.thread.is_finished() {
-            if Instant::now() >= until {
+            if Instant::now() >= self.until {
                 warn!(
                     "an earlier session of this recording is not sealed; it can be read as it is"
                 );
@@ -173,8 +200,14 @@ impl Living {
 }
 
 /// Removes what is not to be kept and seals what ended, until nothing more can come.
-fn keep_up(ended: &Receiver<SessionWriter>, disk: &Arc<dyn Fs>, dir: &Path, keep: Retention) {
+fn keep_up(
+    ended: &Receiver<SessionWriter>,
+    disk: &Arc<dyn Fs>,
+    dir: &Path,
+    keep: &Mutex<Retention>,
+) {
     loop {
+        let keep = *keep.lock().unwrap_or_else(PoisonError::into_inner);
         if keep != Retention::default() {
             match prune(disk, dir, keep, clock::anchor().unix) {
                 Ok(pruned) => {

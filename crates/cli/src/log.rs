@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context as _, bail};
@@ -31,6 +32,8 @@ type Filter = reload::Handle<EnvFilter, Registry>;
 struct Log {
     filter: Option<Filter>,
     to: Output,
+    /// A setting names the file.
+    is_named: AtomicBool,
     /// `WARPTRACE_LOG` says what is told: no setting does then.
     by_variable: bool,
 }
@@ -69,6 +72,7 @@ pub(crate) fn start(verbose: u8) {
     let _ = LOG.set(Log {
         filter,
         to,
+        is_named: AtomicBool::new(false),
         by_variable,
     });
 }
@@ -82,8 +86,15 @@ pub(crate) fn set(global: &Global, settings: &Settings) -> anyhow::Result<()> {
         .get()
         .and_then(|log| Some(log.to.lock().as_ref()?.path.clone()));
     let file = settings.log.file.as_deref();
-    if file.is_some() && file != place.as_deref() {
+    // Without one it stays where it went when nobody had named a file.
+    let was_named = LOG
+        .get()
+        .is_some_and(|log| log.is_named.load(Ordering::Relaxed));
+    if file != place.as_deref() && (file.is_some() || was_named) {
         to(file)?;
+    }
+    if let Some(log) = LOG.get() {
+        log.is_named.store(file.is_some(), Ordering::Relaxed);
     }
     if global.verbose == 0 {
         set_level(settings.log.level);

@@ -30,6 +30,13 @@ fn disk() -> Arc<dyn Fs> {
 
 /// When a recording goes on in a new session, and what is kept.
 pub(crate) fn rollover(store: &config::Store, dirs: &DataDir) -> Option<Rollover> {
+    let limits = limits(store, dirs);
+    let rolls = limits.max_bytes.is_some() || limits.max_age.is_some();
+    (rolls || limits.keep != Retention::default()).then_some(limits)
+}
+
+/// The same; without a limit where none is wanted.
+pub(crate) fn limits(store: &config::Store, dirs: &DataDir) -> Rollover {
     let max_age = store
         .max_age
         .map(|age| u64::try_from(age.as_nanos()).unwrap_or(u64::MAX));
@@ -38,14 +45,13 @@ pub(crate) fn rollover(store: &config::Store, dirs: &DataDir) -> Option<Rollover
         max_age,
         max_parts: store.keep.map(|parts| parts as usize),
     };
-    let rolls = store.rollover_size.is_some() || store.rollover_age.is_some();
-    (rolls || keep != Retention::default()).then(|| Rollover {
+    Rollover {
         max_bytes: store.rollover_size.map(|size| size.0),
         max_age: store.rollover_age,
         keep,
         disk: disk(),
         dir: dirs.clone(),
-    })
+    }
 }
 
 /// The sessions in a data folder.

@@ -221,12 +221,12 @@ fn with_four_capabilities_it_finds_outliers_and_tells_its_manager_what_it_does()
     assert!(line.contains("\"node_id\":\"first\""), "{line}");
 
     // The settings are read again; those that take effect do so without a consumer losing its place.
-    std::fs::write(&config, "node: second\nstore: {keep: 3}\n").unwrap();
+    std::fs::write(&config, "node: second\nstore: {keep: 3}\nring_size: 1MiB\n").unwrap();
     service.signal("-HUP");
     assert!(manager.hear("RELOADING=1").contains("MONOTONIC_USEC="));
     let ready = manager.hear("READY=1");
     assert!(
-        ready.contains("new settings: node; a restart is needed for store.keep"),
+        ready.contains("new settings: node, store.keep; a restart is needed for ring_size"),
         "{ready}"
     );
     while !line.contains("\"node_id\":\"second\"") {

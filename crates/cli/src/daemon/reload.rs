@@ -8,7 +8,7 @@ use warptrace_model::Value;
 use crate::config::{Loaded, Node as _};
 
 /// Keys, and sections of them, that take effect at once. Every other one is the recording's from its start to its end.
-const AT_ONCE: [&str; 10] = [
+const AT_ONCE: [&str; 11] = [
     "alerts",
     "cluster",
     "heartbeat",
@@ -19,6 +19,7 @@ const AT_ONCE: [&str; 10] = [
     "otlp",
     "prometheus.address",
     "prometheus.enabled",
+    "store",
 ];
 
 /// What differs between the settings of a running recording and others.
@@ -46,7 +47,7 @@ impl Change {
     }
 
     /// Whether a key below one of `sections` takes effect at once.
-    fn touches(&self, sections: &[&str]) -> bool {
+    pub(crate) fn touches(&self, sections: &[&str]) -> bool {
         let within = |key: &String| sections.iter().any(|section| is_within(key, section));
         self.at_once.iter().any(within)
     }

@@ -1,17 +1,18 @@
 //! `trace` of processes that run already: until Ctrl-C, for a time, or as the machine's service.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use signal_hook::consts::{SIGHUP, SIGTERM};
 use warptrace_agent::{
-    AnnotationSocket, Capture, CaptureSocket, Config, Finished, NewOutgoing, Recording,
+    AnnotationSocket, Capture, CaptureSocket, Config, Finished, NewOutgoing, Recording, Reload,
     SocketOptions,
 };
 use warptrace_capture::ebpf::{self, Ebpf};
 use warptrace_engine::Rules;
 use warptrace_formats::annotation::capture_socket_beside;
+use warptrace_store::DataDir;
 use warptrace_tui::Action;
 
 use super::screen::{Screen, tap};
@@ -101,7 +102,7 @@ pub(super) fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result
     let mut running = Running {
         global,
         args,
-        data: dirs.path,
+        dirs,
         began: settings.clone(),
         settings,
         recording,
@@ -166,7 +167,7 @@ pub(super) fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result
 struct Running<'a> {
     global: &'a Global,
     args: &'a TraceArgs,
-    data: PathBuf,
+    dirs: DataDir,
     /// With which it began: some hold until its end.
     began: Loaded,
     settings: Loaded,
@@ -186,13 +187,16 @@ impl Running<'_> {
         let change = Change::new(&self.began, &self.settings, &next);
         let keep = change.kept(&next);
         let outgoing = match self.began.inference.enabled {
-            true => inference::outgoing(&next, &self.data, keep)?,
+            true => inference::outgoing(&next, &self.dirs.path, keep)?,
             false => None,
         };
         log::set(self.global, &next)?;
-        if let Some(outgoing) = outgoing {
-            self.recording.reload(NewOutgoing { outgoing, keep });
-        }
+        self.recording.reload(Reload {
+            outgoing: outgoing.map(|outgoing| NewOutgoing { outgoing, keep }),
+            rollover: change
+                .touches(&["store"])
+                .then(|| sessions::limits(&next.store, &self.dirs)),
+        });
         self.screen.set_heartbeat(next.heartbeat);
         self.settings = next;
         Ok(change.said())
