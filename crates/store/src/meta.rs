@@ -43,6 +43,9 @@ pub struct SessionMeta {
     pub clock: Vec<ClockAnchor>,
     #[serde(default)]
     pub identity: Identity,
+    /// While all was well, single events were kept one in so many; absent when all were. Counts, units and findings are of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample_one_in: Option<u32>,
     /// Of a recording that goes on over several sessions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<Part>,
@@ -100,6 +103,7 @@ impl SessionMeta {
             sources: Vec::new(),
             clock: vec![anchor],
             identity: Identity::default(),
+            sample_one_in: None,
             part: None,
             uid: 0,
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -85,6 +85,8 @@ rows! {
         arg1: u64,
         stack_id: u32,
         cpu: u32,
+        /// How many events it stands for, where some were left out; null is one, and in older sessions.
+        weight: Option<u32>,
     }
 
     /// Where a thread was when it did not run, as far as the backend could tell. `kind` is the record's: 2 off the CPU,
@@ -108,6 +110,8 @@ rows! {
         last_occupant: u32,
         major_faults: u32,
         minor_faults: u32,
+        /// As in `events`.
+        weight: Option<u32>,
     }
 
     UnitRow, UnitColumns, UnitReader {

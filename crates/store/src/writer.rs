@@ -289,7 +289,7 @@ impl SessionWriter {
         known.extend(files.map(|f| (f.pid, Event::FilePath(Box::new(f)))));
         for (pid, event) in known {
             if is_alive(pid) {
-                self.event(&event);
+                self.event(&event, 1);
             }
         }
         self.resolved_stacks(&of.stacks()?);
@@ -304,52 +304,58 @@ impl SessionWriter {
     /// Takes events of any kind, each to its table. Losses of the store itself are left out: it stores them anyway.
     pub fn events(&mut self, events: &[Event]) {
         for event in events {
-            self.event(event);
+            self.event(event, 1);
         }
     }
 
-    fn event(&mut self, event: &Event) {
+    /// Takes an event that stands for `weight` of its kind, since others were left out.
+    pub fn event(&mut self, event: &Event, weight: u32) {
+        let weight = (weight != 1).then_some(weight);
         if let Some(end) = event.end() {
             self.heard_of(end);
         }
         match event {
             Event::Call(e) => {
                 let window = Some(e.window());
-                let row = EventRow::call(Kind::Call, e);
+                let row = EventRow::call(Kind::Call, e).of(weight);
                 self.push(|t| &mut t.events, row, window);
             }
             Event::InFlight(e) => {
                 let window = Some(e.window());
-                let row = EventRow::call(Kind::InFlight, e);
+                let row = EventRow::call(Kind::InFlight, e).of(weight);
                 self.push(|t| &mut t.events, row, window);
             }
             Event::OffCpu(e) => {
                 let window = Some(e.window());
-                self.push(|t| &mut t.offcpu, OffCpuRow::off_cpu(e), window);
+                self.push(|t| &mut t.offcpu, OffCpuRow::off_cpu(e).of(weight), window);
             }
             Event::Slice(e) => {
                 let window = Some(Window::at(e.start, e.dur));
-                self.push(|t| &mut t.offcpu, OffCpuRow::slice(e), window);
+                self.push(|t| &mut t.offcpu, OffCpuRow::slice(e).of(weight), window);
             }
             Event::Stretch(e) => {
                 let window = Some(Window::at(e.start, e.dur));
-                self.push(|t| &mut t.offcpu, OffCpuRow::stretch(e), window);
+                self.push(|t| &mut t.offcpu, OffCpuRow::stretch(e).of(weight), window);
             }
             Event::BlockIo(e) => {
                 let window = Some(Window::at(e.start, e.dur));
-                self.push(|t| &mut t.events, EventRow::block_io(e), window);
+                self.push(|t| &mut t.events, EventRow::block_io(e).of(weight), window);
             }
             Event::Reclaim(e) => {
                 let window = Some(Window::at(e.start, e.dur));
-                self.push(|t| &mut t.events, EventRow::reclaim(e), window);
+                self.push(|t| &mut t.events, EventRow::reclaim(e).of(weight), window);
             }
             Event::Retransmit(e) => {
                 let window = Some(Window::at(e.at, 0));
-                self.push(|t| &mut t.events, EventRow::retransmit(e), window);
+                self.push(
+                    |t| &mut t.events,
+                    EventRow::retransmit(e).of(weight),
+                    window,
+                );
             }
             Event::Process(e) => {
                 let window = event.end().map(|at| Window::at(at, 0));
-                self.push(|t| &mut t.events, EventRow::process(e), window);
+                self.push(|t| &mut t.events, EventRow::process(e).of(weight), window);
             }
             Event::ThreadName(e) => {
                 let row = ThreadRow::new(e, self.latest);

@@ -27,6 +27,7 @@ impl EventRow {
             arg1: 0,
             stack_id: 0,
             cpu: 0,
+            weight: None,
         }
     }
 
@@ -44,6 +45,12 @@ impl EventRow {
             cpu: c.cpu.0,
             ..EventRow::at(kind, op.source, c.start, c.dur, c.thread)
         }
+    }
+
+    /// It stands for `weight` events.
+    pub(crate) fn of(mut self, weight: Option<u32>) -> EventRow {
+        self.weight = weight;
+        self
     }
 
     pub(crate) fn block_io(e: &BlockIo) -> EventRow {
@@ -165,7 +172,14 @@ impl OffCpuRow {
             last_occupant: 0,
             major_faults: 0,
             minor_faults: 0,
+            weight: None,
         }
+    }
+
+    /// It stands for `weight` events.
+    pub(crate) fn of(mut self, weight: Option<u32>) -> OffCpuRow {
+        self.weight = weight;
+        self
     }
 
     pub(crate) fn off_cpu(e: &OffCpu) -> OffCpuRow {

@@ -5,9 +5,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use warptrace_model::inference::*;
 use warptrace_model::record::OpId;
 use warptrace_model::record::op::OPS;
-use warptrace_model::inference::*;
 use warptrace_model::*;
 use warptrace_store::fs::{Fs, MemFs};
 use warptrace_store::{DataDir, Limits, Session, SessionMeta, SessionWriter, StoreError};
