@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::error::Error;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -25,6 +25,9 @@ const RETRY_AFTER_NANOS: u64 = 60_000_000_000;
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 /// How long the sealing of an old session may hold up the end of the recording.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Sessions that wait to be sealed, each with the memory of its open segments.
+const WAITING: usize = 4;
 
 /// When a recording goes on in a new session, and what is kept.
 #[derive(Clone)]
@@ -55,7 +58,7 @@ pub(crate) struct Keeper {
     began: BootNanos,
     look: BootNanos,
     keep: Arc<Mutex<Retention>>,
-    ended: Sender<SessionWriter>,
+    ended: SyncSender<SessionWriter>,
     thread: JoinHandle<()>,
 }
 
@@ -67,7 +70,7 @@ pub(crate) struct Sealing {
 
 impl Keeper {
     pub(crate) fn start(how: Rollover, began: BootNanos) -> std::io::Result<Keeper> {
-        let (ended, receiver) = channel();
+        let (ended, receiver) = sync_channel(WAITING);
         let (disk, dir) = (Arc::clone(&how.disk), how.dir.path.clone());
         let keep = Arc::new(Mutex::new(how.keep));
         let kept = Arc::clone(&keep);
@@ -150,8 +153,8 @@ impl Keeper {
 
     /// Has the old session sealed.
     pub(crate) fn retire(&self, old: SessionWriter) {
-        // Without the thread it stays as a crash would leave it, and can be read.
-        let _ = self.ended.send(old);
+        // Without the thread, or when the disk is that far behind, it stays as a crash would leave it, and can be read.
+        let _ = self.ended.try_send(old);
     }
 
     /// Takes no more sessions. What is being sealed has a while from now on, in which others may end as well.
