@@ -143,6 +143,23 @@ fn a_store_that_cannot_be_written_is_named() {
 }
 
 #[test]
+fn a_price_list_with_a_mistake_is_refused_and_the_mistake_named() {
+    let home = Home::new();
+    let file = home.dir.path().join("rates.yaml");
+    for (text, said) in [
+        ("providers: {ours: {L4: -1}}", "not a price"),
+        ("provider: {}", "nearest: providers"),
+        ("fallback_rate: 2", "fallback_rate"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let ran = home.run(["explain", "--gpu-rates", file.to_str().unwrap()]);
+        assert_eq!(ran.code, Some(2), "{ran:#?}");
+        assert!(ran.err.contains("rates.yaml"), "{ran:#?}");
+        assert!(ran.err.contains(said), "{ran:#?}");
+    }
+}
+
+#[test]
 fn explaining_without_a_session_says_how_to_make_one() {
     let ran = Home::new().run(["explain"]);
     assert_eq!(ran.code, Some(2));
