@@ -25,6 +25,7 @@ mod rollover;
 mod said;
 mod servers;
 mod symbols;
+mod thinning;
 
 pub use annotate::{
     AnnotationCounts, AnnotationReceiver, AnnotationSocket, Capture, CaptureSocket, ConnectionLoss,

@@ -9,7 +9,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use warptrace_engine::{Engine, InferenceOutput};
-use warptrace_export::alert::{Alerter, Raised, of_finding, of_outlier, of_straggle};
+use warptrace_export::alert::{Alerter, Raised, of_finding, of_outlier, of_shift, of_straggle};
 use warptrace_export::{MetricSender, Scrape, SpanSender, Stage};
 use warptrace_formats::metrics::Names;
 use warptrace_formats::otlp::{finding_span, outlier_span};
@@ -229,6 +229,9 @@ impl Out {
             }
             for outlier in &inference.outliers {
                 alerts.raise(of_outlier(outlier, &clock, node, cluster));
+            }
+            for shift in &inference.shifts {
+                alerts.raise(of_shift(shift, &clock, node, cluster));
             }
             for straggle in &inference.straggles {
                 match of_straggle(straggle, &clock, node, cluster) {

@@ -27,6 +27,7 @@ use crate::rollover::{Keeper, Rollover};
 use crate::said::Annotations;
 use crate::servers::Servers;
 use crate::symbols;
+use crate::thinning::Thinning;
 
 /// How often the capture thread asks its sources. The rings hold seconds of the usual load.
 const POLL_EVERY: Duration = Duration::from_millis(10);
@@ -60,6 +61,9 @@ pub struct Config {
     pub engines: Option<EngineWatch>,
     /// Where what is concluded goes, besides the session.
     pub outgoing: Option<Outgoing>,
+    /// Whether single events of healthy steps are left out of the session, but for one in `sample_one_in` of
+    /// [`InferenceSettings`]; needs `inference`.
+    pub thin_out: bool,
     /// When it goes on in a new session, and what is kept of old ones. Without it there is one session.
     pub rollover: Option<Rollover>,
 }
@@ -139,6 +143,7 @@ impl Recording {
             inference,
             engines,
             outgoing,
+            thin_out,
             rollover,
         } = config;
         let stop = Arc::new(AtomicBool::new(false));
@@ -165,7 +170,11 @@ impl Recording {
             }
             None => None,
         };
+        let thinned = inference.as_ref().filter(|_| thin_out);
+        let one_in = thinned.map(|settings| settings.sample_one_in);
+        writer.describe(|meta| meta.sample_one_in = one_in);
         let pipeline = Pipeline {
+            thinning: one_in.map(|_| Thinning::default()),
             engine: match inference {
                 Some(settings) => {
                     // The one that the session has: so a replay gives the same ids.
@@ -409,6 +418,7 @@ fn sample(
 
 struct Pipeline {
     engine: Engine,
+    thinning: Option<Thinning>,
     servers: Option<Servers>,
     out: Option<Out>,
     reload: Arc<Mutex<Option<Reload>>>,
@@ -466,6 +476,11 @@ impl Pipeline {
             if let Some(out) = &mut self.out {
                 out.tick(now, &self.engine, self.servers.as_mut(), self.clock);
             }
+            if let Some(thinning) = &mut self.thinning
+                && let Some(inference) = self.engine.inference_mut()
+            {
+                thinning.store(now, inference, &mut self.writer);
+            }
             self.writer.tick(now);
             self.roll(now);
             self.health.turn(now, self.writer.failing());
@@ -482,6 +497,11 @@ impl Pipeline {
         let now = clock::boot_now();
         self.engine.finish(now);
         self.settle(now);
+        if let Some(thinning) = self.thinning.take()
+            && let Some(inference) = self.engine.inference_mut()
+        {
+            thinning.finish(inference, &mut self.writer);
+        }
         if let Some(out) = self.out.take() {
             out.finish(now, &self.engine, self.servers.as_mut(), self.clock);
         }
@@ -639,7 +659,11 @@ impl Pipeline {
 
     /// Gives events to all that want them.
     fn spread(&mut self, mut events: Vec<Event>) {
-        self.writer.events(&events);
+        let now = clock::boot_now();
+        match &mut self.thinning {
+            Some(thinning) => thinning.take(now, &events),
+            None => self.writer.events(&events),
+        }
         self.state.events(&events);
         if let Some(out) = &mut self.out {
             out.events(&events, self.clock);
@@ -656,7 +680,6 @@ impl Pipeline {
             };
             self.lost(&[loss]);
         }
-        let now = clock::boot_now();
         for mut event in events.drain(..) {
             match &mut event {
                 Event::Call(call) => self.places.call(call),

@@ -25,6 +25,9 @@ use crate::args::{Global, OutliersArgs};
 use crate::config::{self, Classifier, Loaded, Node as _, Origin, ScrapeWhich, Settings};
 use crate::{cost, output, sessions};
 
+/// Of outliers and findings that wait for a collector, some 4,000: a recorder's memory is bounded more tightly than a job's.
+const SPAN_QUEUE_BYTES: usize = 8 << 20;
+
 /// How steps are judged; `None` when they are not.
 pub(crate) fn settings(config: &Settings) -> anyhow::Result<Option<InferenceSettings>> {
     match config.inference.enabled {
@@ -228,6 +231,10 @@ pub(crate) fn outgoing(
     if config.otlp.enabled && config.otlp.traces && !keep.spans {
         let (batching, ignored) = Batching::from_env(lookup);
         warn_of(ignored);
+        let batching = Batching {
+            queue_bytes: SPAN_QUEUE_BYTES,
+            ..batching
+        };
         let spans = SpanSender::new(
             &collector(Signal::Traces),
             batching,

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use warptrace_engine::{Engine, Inference, InferenceOutput, Rules};
 use warptrace_formats::outlier_stream::{Message, Node};
 use warptrace_model::inference::EventId;
@@ -29,6 +29,12 @@ pub(crate) fn run(global: &Global, args: &ReplayArgs) -> anyhow::Result<u8> {
     let first = *first.context("the session has no clock")?;
     let begins = meta.clock.first().map_or(BootNanos(0), |clock| clock.boot);
 
+    if let Some(one_in) = parts.iter().find_map(|part| part.meta().sample_one_in) {
+        bail!(
+            "this recording kept one event in {one_in} while all was well, so its steps cannot be judged again; the outliers that it found: \
+             warptrace query 'select * from outliers'"
+        );
+    }
     let config = config::of_replay(args)?;
     let settings = inference::rules(&config.inference)?.with_clock(first);
     let rules = Rules {

@@ -104,24 +104,99 @@ fn a_slow_decode_is_an_outlier(verb: &str) {
     let ids: std::collections::HashSet<_> = live.iter().map(|(id, ..)| id).collect();
     assert_eq!(ids.len(), live.len());
 
-    let mut replay = vec!["replay", "--json"];
-    replay.extend(JUDGED);
-    let replayed = home.run(replay);
-    assert_eq!(replayed.code, Some(0), "{replayed:#?}");
-    // What came too late for the live run, or was lost, the session may have and the run not.
+    // What was lost, the session may have and the run not.
     let answer = home.run(["explain", "--json"]).json();
     let gaps = answer["gaps"].to_string();
     let is_whole = answer["drops"].as_array().is_some_and(Vec::is_empty)
         && !gaps.contains("late_records")
         && !gaps.contains("records_lost");
-    if is_whole {
-        let again = steps(&lines(&replayed.out));
-        let found = live.iter().filter(|step| again.contains(step));
-        assert_eq!(found.count(), live.len(), "{live:?} {again:?} {gaps}");
-    }
-    let people = home.run(["replay"]);
+    let mut replay = vec!["replay"];
+    replay.extend(JUDGED);
+    let people = home.run(replay.clone());
+    assert_eq!(people.code, Some(0), "{people:#?}");
     assert!(people.out.contains("decode"), "{people:#?}");
-    assert!(people.err.contains("outliers of"), "{people:#?}");
+    if is_whole {
+        let same = "as the recording found them";
+        assert!(people.err.contains(same), "{people:#?} {live:?} {gaps}");
+    }
+    replay.push("--json");
+    let again = steps(&lines(&home.run(replay).out));
+    // Who connects late is not told what was before.
+    let is_known = |step| !is_whole || again.contains(step);
+    assert!(live.iter().all(is_known), "{live:?} {again:?} {gaps}");
+}
+
+/// A recording that goes on in new sessions is judged from its beginning.
+#[test]
+fn a_recording_over_several_sessions_is_replayed_as_a_whole() {
+    let home = Home::new();
+    let mut child = serve(
+        &home,
+        "record",
+        12_000,
+        &["--rollover-size", "128KiB", "--keep", "100"],
+    );
+    let ran = Ran::from(child_output(&mut child));
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    let sessions = home.sessions();
+    assert!(sessions.len() > 2, "{sessions:?}");
+    let mut replay = vec!["replay"];
+    replay.extend(JUDGED);
+    let people = home.run(replay);
+    assert_eq!(people.code, Some(0), "{people:#?}");
+    let steps = |ran: &Ran| {
+        let (_, after) = ran.err.split_once("outliers of ").unwrap();
+        after.split(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    // The last session alone has a part of them.
+    assert!(steps(&people) > 100, "{people:#?}");
+    assert!(
+        people.err.contains("as the recording found them"),
+        "{people:#?}"
+    );
+    // Without the first one what was usual is learned again, and that is said.
+    std::fs::remove_dir_all(&sessions[0]).unwrap();
+    let rest = home.run(["replay"]);
+    assert!(rest.err.contains("the first 1 sessions"), "{rest:#?}");
+    assert!(steps(&rest) < steps(&people), "{rest:#?}");
+    let explained = home.run(["explain"]);
+    assert_eq!(explained.code, Some(0), "{explained:#?}");
+}
+
+/// What is left out is counted all the same, and what belongs to a slow step is there.
+#[test]
+fn a_thinned_out_session_has_the_slow_steps_whole_and_the_counts_of_everything() {
+    let home = Home::new();
+    let mut child = serve(&home, "record", 9_000, &["--inference-sampler"]);
+    let ran = Ran::from(child_output(&mut child));
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    let [folder] = &home.sessions()[..] else {
+        panic!("one session");
+    };
+    let fs: std::sync::Arc<dyn warptrace_store::fs::Fs> =
+        std::sync::Arc::new(warptrace_store::fs::RealFs);
+    let session = warptrace_store::Session::open(fs, folder).unwrap();
+    assert_eq!(session.meta().sample_one_in, Some(100));
+    let counted: u64 = session.ops(None).unwrap().iter().map(|op| op.count).sum();
+    let (mut stream, mut batch, mut ends) = (session.events(None).unwrap(), Vec::new(), Vec::new());
+    while stream.next_batch(&mut batch) {
+        let calls = batch
+            .drain(..)
+            .filter(|e| matches!(e, warptrace_model::Event::Call(_)));
+        ends.extend(calls.filter_map(|e| e.end()));
+    }
+    assert!((ends.len() as u64) < counted, "{} of {counted}", ends.len());
+    let outliers = session.outliers().unwrap();
+    assert!(!outliers.is_empty());
+    for outlier in outliers.iter().filter(|o| o.bucket.name() == "3x") {
+        let window = outlier.window();
+        let inside = ends.iter().filter(|end| window.contains(**end)).count() as u64;
+        assert!(inside >= outlier.launches, "{inside} calls of {outlier:?}");
+    }
+    let again = home.run(["replay"]);
+    assert_eq!(again.code, Some(2), "{again:#?}");
+    assert!(again.err.contains("one event in 100"), "{again:#?}");
+    assert_eq!(home.run(["explain"]).code, Some(0));
 }
 
 fn child_output(child: &mut Child) -> std::process::Output {
@@ -345,6 +420,7 @@ fn settings_that_cannot_be_judged_by_are_refused_before_anything_begins() {
     assert!(home.sessions().is_empty());
     let ran = home.run(["record", "--prometheus", "--", "true"]);
     assert!(ran.err.contains("--inference"), "{ran:#?}");
-    let nobody = home.run(["outliers"]);
+    // Of another recorder on this machine nothing is waited for.
+    let nobody = home.run(["outliers", "-n", "0"]);
     assert!(nobody.err.contains("trace --inference"), "{nobody:#?}");
 }

@@ -90,8 +90,9 @@ pub struct Engine {
 const TICK_NANOS: u64 = 1_000_000_000;
 /// After so many ticks with nothing between, all that time alone brings about has happened: the longest is a minute's.
 const IDLE_TICKS: u32 = 70;
-/// Events between two clean-ups.
-const PRUNE_EVENTS: u32 = 65_536;
+/// Events between two clean-ups: half of what is remembered of a thread, so that one thread's calls alone fill no list with what
+/// nobody needs.
+const PRUNE_EVENTS: u32 = 32_768;
 
 impl Engine {
     pub fn new(rules: Rules) -> Engine {

@@ -58,7 +58,7 @@ pub(crate) struct StoreArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration, hide_short_help = true)]
     pub(crate) max_age: Option<Duration>,
     /// Keep one event in a hundred while steps are healthy, each with its weight, and all around outliers [default: off]
-    #[arg(long, value_name = "on|off", value_parser = parse_switch, hide_short_help = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "on", value_name = "on|off", value_parser = parse_switch, hide_short_help = true)]
     pub(crate) inference_sampler: Option<bool>,
 }
 

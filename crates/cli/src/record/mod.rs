@@ -124,6 +124,11 @@ impl Watched<'_> {
         self.settings?.cost.provider.as_deref()
     }
 
+    fn thins_out(&self) -> bool {
+        self.settings
+            .is_some_and(|settings| settings.inference.sampler)
+    }
+
     fn rollover(&self, dirs: &DataDir) -> Option<Rollover> {
         let settings = self.settings?;
         sessions::rollover(&settings.store, dirs)
@@ -238,6 +243,7 @@ pub(crate) fn with_preload(
         inference: followed.inference,
         engines: followed.engines,
         outgoing: followed.outgoing,
+        thin_out: job.thins_out(),
         rollover: job.rollover(&dirs),
         ..config(gpu, job, running.pid())
     };
@@ -291,6 +297,7 @@ pub(crate) fn with_ebpf(
             inference: followed.inference,
             engines: followed.engines,
             outgoing: followed.outgoing,
+            thin_out: job.thins_out(),
             rollover: job.rollover(&dirs),
             ..config(gpu, job, running.pid())
         };
@@ -392,6 +399,7 @@ fn config((gpu, gaps): (Option<GpuPoller>, Vec<Gap>), job: &Watched<'_>, pid: u3
         inference: None,
         engines: None,
         outgoing: None,
+        thin_out: false,
         rollover: None,
     }
 }

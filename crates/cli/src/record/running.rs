@@ -93,6 +93,7 @@ pub(super) fn trace_running(global: &Global, args: &TraceArgs) -> anyhow::Result
         inference: followed.inference,
         engines: followed.engines,
         outgoing: followed.outgoing,
+        thin_out: settings.inference.sampler,
         rollover: sessions::rollover(&settings.store, &dirs),
     };
     let recording_what = format!("recording {}", config.target);

@@ -60,7 +60,7 @@ fn a_flag_comes_before_a_variable_before_the_file_before_what_following_servers_
 #[test]
 fn every_flag_of_following_servers_reaches_its_setting() {
     let line = "--inference --inference-warmup 7 --inference-outlier-ratio 4.5 --inference-pause-on-severity off \
-        --inference-sampler-degrade-on off --inference-sampler on --inference-phase-classifier off \
+        --inference-sampler-degrade-on off --inference-sampler=on --inference-phase-classifier off \
         --inference-phase-decode-max-launches 1 --inference-phase-decode-max-memcpy 2 \
         --inference-phase-prefill-min-launches 3 --inference-phase-prefill-min-avg-kernel 4us \
         --inference-phase-mixed-memcpy 5 --inference-phase-mixed-launch-low 6 --inference-phase-mixed-launch-high 8 \
