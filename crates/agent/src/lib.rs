@@ -7,9 +7,8 @@
 //!  symbols thread ─────┘ ◄── new user stacks, from the capture thread
 //! ```
 //!
-//! The kernel's rings are the buffers; the channel between the threads is short. When it is full, records are dropped
-//! and counted, while exact counts, names and processes are kept for the next batch: the capture thread never waits for
-//! the disk. Closing it in order (sources, channel, engine, store) loses nothing that a source had.
+//! The kernel's rings are the buffers; the channel between the threads is short. While it is full, sources are not asked: what
+//! their rings cannot hold they count, and exact counts go on. The capture thread never waits for the disk. Closing it in order (sources, channel, engine, store) loses nothing that a source had.
 
 mod annotate;
 mod health;

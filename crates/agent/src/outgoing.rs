@@ -335,14 +335,14 @@ impl Out {
         }
     }
 
-    /// The last numbers, and what waits.
+    /// The last numbers, and what waits. It goes on beside the sealing of the session, on a thread that does not outlast its deadline.
     pub(crate) fn finish(
         mut self,
         now: BootNanos,
         engine: &Engine,
         servers: Option<&mut Servers>,
         clock: ClockAnchor,
-    ) {
+    ) -> std::io::Result<JoinHandle<()>> {
         self.end_findings(now.plus(FINDING_OVER_NANOS), clock);
         let snapshot = Arc::new(self.snapshot(now, engine, servers, clock));
         let until = Instant::now() + PATIENCE;
@@ -353,10 +353,14 @@ impl Out {
         if let Some((sender, _)) = &self.to.metrics {
             sender.offer(snapshot);
         }
-        self.to.close(until);
-        while Instant::now() < until && self.leaving.iter().any(|thread| !thread.is_finished()) {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let Out { to, leaving, .. } = self;
+        let ended = Builder::new().name("wt-closing".to_owned()).spawn(move || {
+            to.close(until);
+            while Instant::now() < until && leaving.iter().any(|thread| !thread.is_finished()) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        ended.inspect_err(|e| tracing::warn!(error = %e, "what waits is not sent"))
     }
 }
 

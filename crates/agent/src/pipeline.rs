@@ -334,8 +334,13 @@ fn capture(
     let mut failed = vec![false; sources.len()];
     let mut stopping = false;
     loop {
-        let began = clock::boot_now();
+        let (began, mut all_sent) = (clock::boot_now(), true);
         for ((source, batch), failed) in sources.iter_mut().zip(&mut pending).zip(&mut failed) {
+            // What found no room goes first. Its source is not asked meanwhile: its ring holds more, and counts what it cannot hold.
+            if !stopping && !offer(sender, source.name(), batch) {
+                all_sent = false;
+                continue;
+            }
             if stopping {
                 // Calls that are still under way belong to the recording: they may be what it is about.
                 batch.records.extend(source.in_flight());
@@ -354,27 +359,16 @@ fn capture(
                     batch.gaps.push(symbols::unresolved(why));
                 }
             }
-            if batch.is_empty() {
-                continue;
-            }
-            let full = std::mem::take(batch);
             if stopping {
-                let _ = sender.send(Message::Batch(source.name(), Box::new(full)));
-            } else if let Err(TrySendError::Full(Message::Batch(_, mut back))) =
-                sender.try_send(Message::Batch(source.name(), Box::new(full)))
-            {
-                back.losses.push(Loss {
-                    source: "agent",
-                    reason: LossReason::QueueFull,
-                    count: back.records.len() as u64,
-                    window: None,
-                    pid: None,
-                });
-                back.records.clear();
-                *batch = *back;
+                let rest = std::mem::take(batch);
+                let _ = sender.send(Message::Batch(source.name(), Box::new(rest)));
+            } else {
+                all_sent &= offer(sender, source.name(), batch);
             }
         }
-        drained.store(began.0, Ordering::Release);
+        if all_sent {
+            drained.store(began.0, Ordering::Release);
+        }
         if stopping {
             return;
         }
@@ -382,6 +376,21 @@ fn capture(
         if !stopping {
             std::thread::park_timeout(POLL_EVERY);
         }
+    }
+}
+
+/// Sends what is in `batch` if there is room; whether nothing is left in it.
+fn offer(sender: &SyncSender<Message>, source: &'static str, batch: &mut Batch) -> bool {
+    if batch.is_empty() {
+        return true;
+    }
+    let message = Message::Batch(source, Box::new(std::mem::take(batch)));
+    match sender.try_send(message) {
+        Err(TrySendError::Full(Message::Batch(_, back))) => {
+            *batch = *back;
+            false
+        }
+        _ => true,
     }
 }
 
@@ -502,9 +511,9 @@ impl Pipeline {
         {
             thinning.finish(inference, &mut self.writer);
         }
-        if let Some(out) = self.out.take() {
-            out.finish(now, &self.engine, self.servers.as_mut(), self.clock);
-        }
+        let out = self.out.take();
+        let closing =
+            out.map(|out| out.finish(now, &self.engine, self.servers.as_mut(), self.clock));
         self.writer.anchor(clock::anchor());
         let held = self.writer.flush_now();
         if held > 0 {
@@ -519,6 +528,9 @@ impl Pipeline {
         self.publish(now);
         let session = self.writer.path().to_owned();
         let sealed = self.writer.seal();
+        if let Some(Ok(closing)) = closing {
+            let _ = closing.join();
+        }
         if let Some(sealing) = sealing {
             sealing.wait();
         }

@@ -9,6 +9,8 @@
 //! [`MetricSender`] does the same for snapshots of metrics, and [`Scrape`] serves the newest one to Prometheus.
 //! [`resource_attributes`] says whose telemetry it is.
 //!
+//! [`SpanReceiver`] takes spans of others by OTLP over HTTP, and [`SpanRelay`] passes them on as they are.
+//!
 //! [`otlp`] is how a request travels, for any signal: configuration by the OpenTelemetry variables, transport, and what a
 //! collector's answer means. It knows nothing of spans.
 //!
@@ -18,13 +20,17 @@
 pub mod alert;
 mod metrics;
 pub mod otlp;
+mod receive;
 mod resource;
 mod scrape;
+mod server;
 mod spans;
 
 pub use metrics::{MetricSender, MetricSettings, Temporality};
+pub use receive::{ReceiveConfig, Received, SpanReceiver, SpanRelay};
 pub use resource::{HostFacts, ResourceOptions, cloud_provider, resource_attributes};
-pub use scrape::{Scrape, ScrapeConfig, ScrapeError, ServerTls, Stage};
+pub use scrape::{Scrape, ScrapeConfig, Stage};
+pub use server::{ServeError, ServerTls};
 pub use spans::{Batching, Counts, DropReason, SpanSender};
 
 /// The first bytes of `text`, `limit` at most, ending with a whole character.

@@ -16,5 +16,5 @@ pub use self::config::{Compression, Config, ConfigError, Headers, Protocol, Sign
 pub(crate) use self::deliver::{Delivered, Pace, deliver};
 pub(crate) use self::environment::Variables;
 pub use self::environment::{Exporter, Exporters, Ignored, resource_from_env};
-pub(crate) use self::http::{connect_for, gzip, retry_after};
+pub(crate) use self::http::{authority, connect_for, gzip, retry_after};
 pub use self::retry::{Backoff, Retry};

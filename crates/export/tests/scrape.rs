@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use support::*;
-use warptrace_export::{Scrape, ScrapeConfig, ScrapeError, ServerTls, Stage};
+use warptrace_export::{Scrape, ScrapeConfig, ServeError, ServerTls, Stage};
 use warptrace_formats::metrics::Names;
 use warptrace_formats::prometheus_text::Samples;
 use warptrace_model::metric::{Meter, Number, Snapshot, metric};
@@ -148,7 +148,7 @@ fn beyond_loopback_it_starts_with_tls_and_a_token_alone() {
         ..config()
     };
     let refusal = Scrape::start(&everywhere).unwrap_err();
-    assert!(matches!(refusal, ScrapeError::NoToken(_)), "{refusal}");
+    assert!(matches!(refusal, ServeError::NoToken(_)), "{refusal}");
     assert_eq!(
         refusal.to_string(),
         "metrics on 0.0.0.0:0, which is not loopback, need a token"
@@ -159,16 +159,16 @@ fn beyond_loopback_it_starts_with_tls_and_a_token_alone() {
         ..everywhere.clone()
     })
     .unwrap_err();
-    assert!(matches!(refusal, ScrapeError::NoTls(_)), "{refusal}");
+    assert!(matches!(refusal, ServeError::NoTls(_)), "{refusal}");
     let token = Some("short".to_owned());
     let refusal = Scrape::start(&ScrapeConfig { token, ..config() }).unwrap_err();
-    assert!(matches!(refusal, ScrapeError::BadToken), "{refusal}");
+    assert!(matches!(refusal, ServeError::BadToken), "{refusal}");
     let mapped = ScrapeConfig {
         address: "[::ffff:127.0.0.1]:0".parse().unwrap(),
         ..config()
     };
     assert!(
-        !matches!(Scrape::start(&mapped), Err(ScrapeError::NoToken(_))),
+        !matches!(Scrape::start(&mapped), Err(ServeError::NoToken(_))),
         "loopback by another name"
     );
     let debug = format!(
@@ -220,7 +220,7 @@ fn a_port_that_is_taken_and_a_missing_file_are_errors_that_name_them() {
     })
     .unwrap_err();
     assert!(
-        matches!(refusal, ScrapeError::File { .. } | ScrapeError::NotBuilt),
+        matches!(refusal, ServeError::File { .. } | ServeError::NotBuilt),
         "{refusal}"
     );
 }

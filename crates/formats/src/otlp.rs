@@ -25,6 +25,7 @@ mod conclusions;
 mod deltas;
 mod metrics;
 mod proto;
+mod request;
 mod response;
 mod starts;
 
@@ -38,9 +39,10 @@ pub use self::proto::{
     AnyValue, ArrayValue, Buckets, Data, Event, Exemplar, ExemplarValue, ExponentialHistogram,
     ExponentialHistogramDataPoint, ExportMetricsServiceRequest, ExportTracePartialSuccess,
     ExportTraceServiceRequest, ExportTraceServiceResponse, Gauge, Histogram, HistogramDataPoint,
-    InstrumentationScope, KeyValue, KeyValueList, Metric, NumberDataPoint, PointValue, Resource,
-    ResourceMetrics, ResourceSpans, ScopeMetrics, ScopeSpans, Span, Status, Sum, Variant,
+    InstrumentationScope, KeyValue, KeyValueList, Link, Metric, NumberDataPoint, PointValue,
+    Resource, ResourceMetrics, ResourceSpans, ScopeMetrics, ScopeSpans, Span, Status, Sum, Variant,
 };
+pub use self::request::{MAX_REQUEST_ITEMS, UnreadableRequest};
 pub use self::response::{Partial, Refusal, UnreadableResponse};
 pub use self::starts::Starts;
 

@@ -210,6 +210,18 @@ pub(super) fn check_url(url: &str) -> Result<Uri, ConfigError> {
     }
 }
 
+/// The host and the port of an `http` or `https` URL.
+pub(crate) fn authority(url: &str) -> Option<(String, u16)> {
+    let uri = check_url(url).ok()?;
+    let usual = if uri.scheme_str() == Some("https") {
+        443
+    } else {
+        80
+    };
+    let host = uri.host()?.trim_matches(['[', ']']).to_owned();
+    Some((host, uri.port_u16().unwrap_or(usual)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::config::Signal;

@@ -136,6 +136,12 @@ pub struct Span {
     #[prost(uint32, tag = "12")]
     #[serde(skip_serializing_if = "is_zero")]
     pub dropped_events_count: u32,
+    #[prost(message, repeated, tag = "13")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<Link>,
+    #[prost(uint32, tag = "14")]
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dropped_links_count: u32,
     #[prost(message, optional, tag = "15")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
@@ -161,6 +167,30 @@ pub struct Event {
     pub dropped_attributes_count: u32,
 }
 
+/// Another span that this one has to do with, of any trace.
+#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Link {
+    #[prost(bytes = "vec", tag = "1")]
+    #[serde(with = "hex")]
+    pub trace_id: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    #[serde(with = "hex")]
+    pub span_id: Vec<u8>,
+    #[prost(string, tag = "3")]
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub trace_state: String,
+    #[prost(message, repeated, tag = "4")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub attributes: Vec<KeyValue>,
+    #[prost(uint32, tag = "5")]
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dropped_attributes_count: u32,
+    #[prost(fixed32, tag = "6")]
+    #[serde(skip_serializing_if = "is_zero")]
+    pub flags: u32,
+}
+
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Status {
@@ -184,7 +214,7 @@ pub struct KeyValue {
 /// A value; without one it is empty, which is OTLP's null.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 pub struct AnyValue {
-    #[prost(oneof = "Variant", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "Variant", tags = "1, 2, 3, 4, 5, 6, 7")]
     #[serde(flatten)]
     pub value: Option<Variant>,
 }
@@ -205,6 +235,8 @@ pub enum Variant {
     ArrayValue(ArrayValue),
     #[prost(message, tag = "6")]
     KvlistValue(KeyValueList),
+    #[prost(bytes = "vec", tag = "7")]
+    BytesValue(#[serde(with = "base64")] Vec<u8>),
 }
 
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
@@ -288,6 +320,53 @@ mod hex {
             }
             _ => Err(D::Error::custom("an id is not hexadecimal")),
         }
+    }
+}
+
+/// Bytes as base64, as protobuf's JSON has them: written with padding, read with or without, in either alphabet.
+mod base64 {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+        for three in bytes.chunks(3) {
+            let byte = |at: usize| u32::from(three.get(at).copied().unwrap_or(0));
+            let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+            for digit in 0..4 {
+                text.push(match digit <= three.len() {
+                    true => char::from(DIGITS[(bits >> (18 - 6 * digit)) as usize & 63]),
+                    false => '=',
+                });
+            }
+        }
+        to.serialize_str(&text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        let wrong = || D::Error::custom("bytes are not base64");
+        let digits = text.trim_end_matches('=').as_bytes();
+        if text.len() - digits.len() > 2 || digits.len() % 4 == 1 {
+            return Err(wrong());
+        }
+        let mut bytes = Vec::with_capacity(digits.len() / 4 * 3 + 2);
+        for four in digits.chunks(4) {
+            let mut bits = 0_u32;
+            for digit in four {
+                let digit = match digit {
+                    b'-' => b'+',
+                    b'_' => b'/',
+                    digit => *digit,
+                };
+                let value = DIGITS.iter().position(|known| *known == digit);
+                bits = bits << 6 | value.ok_or_else(wrong)? as u32;
+            }
+            bits <<= 6 * (4 - four.len());
+            bytes.extend_from_slice(&bits.to_be_bytes()[1..four.len()]);
+        }
+        Ok(bytes)
     }
 }
 

@@ -17,6 +17,18 @@ pub struct Partial {
     pub message: String,
 }
 
+impl ExportTraceServiceResponse {
+    /// As protobuf; empty when all was taken.
+    pub fn to_protobuf(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    /// As OTLP's JSON.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
 impl Partial {
     /// Of the body of a response in protobuf. An empty body says that all was taken.
     ///
@@ -82,6 +94,24 @@ impl Refusal {
                 let part = Duration::from_nanos(u64::try_from(delay.nanos).ok()?);
                 whole.checked_add(part)
             }),
+        }
+    }
+
+    /// Its message as a `google.rpc.Status` in protobuf. When to try again is said by a header, and the code, which clients do not
+    /// look at, is left out.
+    pub fn to_protobuf(&self) -> Vec<u8> {
+        self.status().encode_to_vec()
+    }
+
+    /// The same in JSON.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(&self.status()).unwrap_or_default()
+    }
+
+    fn status(&self) -> RpcStatus {
+        RpcStatus {
+            message: self.message.clone(),
+            ..RpcStatus::default()
         }
     }
 

@@ -1,4 +1,4 @@
-//! TLS for the endpoint, by rustls.
+//! TLS for the server, by rustls.
 
 use std::fs::read;
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::http::Timed;
-use super::{ScrapeError, ServerTls};
+use super::{ServeError, ServerTls};
 
 type Secured = StreamOwned<ServerConnection, Timed<TcpStream>>;
 
@@ -20,14 +20,14 @@ type Secured = StreamOwned<ServerConnection, Timed<TcpStream>>;
 /// When a file cannot be read, or certificate and key are not a pair.
 pub(super) fn acceptor(
     files: &ServerTls,
-) -> Result<impl Fn(Timed<TcpStream>) -> Option<Secured> + Send + Sync + use<>, ScrapeError> {
+) -> Result<impl Fn(Timed<TcpStream>) -> Option<Secured> + Send + Sync + use<>, ServeError> {
     let load = |path: &Path| {
-        read(path).map_err(|source| ScrapeError::File {
+        read(path).map_err(|source| ServeError::File {
             path: path.to_owned(),
             source,
         })
     };
-    let bad = || ScrapeError::BadTls(files.certificate.clone());
+    let bad = || ServeError::BadTls(files.certificate.clone());
     let chain = CertificateDer::pem_slice_iter(&load(&files.certificate)?)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| bad())?;
