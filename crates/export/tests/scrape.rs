@@ -151,7 +151,7 @@ fn beyond_loopback_it_starts_with_tls_and_a_token_alone() {
     assert!(matches!(refusal, ServeError::NoToken(_)), "{refusal}");
     assert_eq!(
         refusal.to_string(),
-        "metrics on 0.0.0.0:0, which is not loopback, need a token"
+        "0.0.0.0:0 is not loopback: a token is needed"
     );
     let token = Some("0123456789abcdef".to_owned());
     let refusal = Scrape::start(&ScrapeConfig {

@@ -212,7 +212,7 @@ pub struct KeyValue {
 }
 
 /// A value; without one it is empty, which is OTLP's null.
-#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, prost::Message, Serialize)]
 pub struct AnyValue {
     #[prost(oneof = "Variant", tags = "1, 2, 3, 4, 5, 6, 7")]
     #[serde(flatten)]
@@ -220,7 +220,7 @@ pub struct AnyValue {
 }
 
 /// What an [`AnyValue`] is.
-#[derive(Clone, PartialEq, prost::Oneof, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, prost::Oneof, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Variant {
     #[prost(string, tag = "1")]
@@ -237,6 +237,38 @@ pub enum Variant {
     KvlistValue(KeyValueList),
     #[prost(bytes = "vec", tag = "7")]
     BytesValue(#[serde(with = "base64")] Vec<u8>),
+}
+
+/// By hand, since a flattened option takes what it cannot read for nothing, and keeps a copy of it meanwhile.
+impl<'de> Deserialize<'de> for AnyValue {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<AnyValue, D::Error> {
+        #[derive(Deserialize)]
+        struct Int(#[serde(with = "int_text")] i64);
+        #[derive(Deserialize)]
+        struct Double(#[serde(with = "double")] f64);
+        #[derive(Deserialize)]
+        struct Bytes(#[serde(with = "base64")] Vec<u8>);
+        #[derive(Default, Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        struct Fields {
+            string_value: Option<String>,
+            bool_value: Option<bool>,
+            int_value: Option<Int>,
+            double_value: Option<Double>,
+            array_value: Option<ArrayValue>,
+            kvlist_value: Option<KeyValueList>,
+            bytes_value: Option<Bytes>,
+        }
+        let fields = Fields::deserialize(from)?;
+        let value = fields.string_value.map(Variant::StringValue);
+        let value = value.or(fields.bool_value.map(Variant::BoolValue));
+        let value = value.or(fields.int_value.map(|Int(n)| Variant::IntValue(n)));
+        let value = value.or(fields.double_value.map(|Double(x)| Variant::DoubleValue(x)));
+        let value = value.or(fields.array_value.map(Variant::ArrayValue));
+        let value = value.or(fields.kvlist_value.map(Variant::KvlistValue));
+        let value = value.or(fields.bytes_value.map(|Bytes(b)| Variant::BytesValue(b)));
+        Ok(AnyValue { value })
+    }
 }
 
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
