@@ -56,7 +56,6 @@ fn soak(installed: &Installed, length: Duration) -> anyhow::Result<()> {
     let untraced = caller.load(SAMPLE_EVERY / 4)?;
     caller.rate(0)?;
     let (made_before, _) = caller.report()?;
-    let clean = caller.code()?;
     let collector = Collector::start()?;
     let status = Arc::new(Mutex::new(serde_json::Value::Null));
     let last = Arc::clone(&status);
@@ -85,8 +84,13 @@ fn soak(installed: &Installed, length: Duration) -> anyhow::Result<()> {
             }
         },
     )?;
-    while caller.code()? == clean {
-        ensure!(agent.began().elapsed() < PATIENCE, "no probes came");
+    // Status lines come when it records.
+    while status
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .is_null()
+    {
+        ensure!(agent.began().elapsed() < PATIENCE, "it does not record");
         std::thread::sleep(Duration::from_millis(10));
     }
     caller.rate(CALLS)?;
