@@ -11,6 +11,7 @@
 //! their rings cannot hold they count, and exact counts go on. The capture thread never waits for the disk. Closing it in order (sources, channel, engine, store) loses nothing that a source had.
 
 mod annotate;
+mod feeders;
 mod health;
 mod live;
 mod load;

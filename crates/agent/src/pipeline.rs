@@ -10,14 +10,15 @@ use std::time::Duration;
 use tracing::warn;
 use warptrace_api::Live;
 use warptrace_capture::engines::EngineWatch;
-use warptrace_capture::pollers::{GpuPoller, SystemPoller};
-use warptrace_capture::symbols::{ResolvedStack, Symbols, UserStack};
+use warptrace_capture::pollers::GpuPoller;
+use warptrace_capture::symbols::{ResolvedStack, Symbols};
 use warptrace_capture::{Batch, Source, clock};
 use warptrace_engine::{Engine, Inference, InferenceSettings, Rules, SettingsError};
 use warptrace_model::{BootNanos, ClockAnchor, Event, Gap, Loss, LossReason};
 use warptrace_store::{Frame, SessionWriter, Stack, StoreError};
 
 use crate::annotate::{AnnotationReceiver, AnnotationSocket};
+use crate::feeders::{capture, sample};
 use crate::health::Health;
 use crate::live::LiveState;
 use crate::memory::MemoryRecords;
@@ -29,9 +30,7 @@ use crate::servers::Servers;
 use crate::symbols;
 use crate::thinning::Thinning;
 
-/// How often the capture thread asks its sources. The rings hold seconds of the usual load.
-const POLL_EVERY: Duration = Duration::from_millis(10);
-/// Batches between the capture thread and the pipeline: two thirds of a second at [`POLL_EVERY`].
+/// Batches between the capture thread and the pipeline: two thirds of a second of them.
 const QUEUE_BATCHES: usize = 64;
 /// The pipeline's longest sleep, so that units are judged and flushed though nothing happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -114,7 +113,8 @@ pub struct Recording {
     pipeline: JoinHandle<(PathBuf, Result<(), StoreError>)>,
 }
 
-enum Message {
+/// What the pipeline is given by the other threads.
+pub(crate) enum Message {
     Batch(&'static str, Box<Batch>),
     Sampled(Vec<Event>),
     Resolved(ResolvedStack),
@@ -318,110 +318,6 @@ impl Recording {
             session,
             sealed,
         })
-    }
-}
-
-/// The capture thread: polls every source until told to stop, then stops them and polls once more. What ended before `drained` has
-/// been sent.
-fn capture(
-    mut sources: Vec<Box<dyn Source>>,
-    stop: &AtomicBool,
-    drained: &AtomicU64,
-    sender: &SyncSender<Message>,
-    stacks: Option<&SyncSender<UserStack>>,
-) {
-    let mut pending: Vec<Batch> = sources.iter().map(|_| Batch::default()).collect();
-    let mut failed = vec![false; sources.len()];
-    let mut stopping = false;
-    loop {
-        let (began, mut all_sent) = (clock::boot_now(), true);
-        for ((source, batch), failed) in sources.iter_mut().zip(&mut pending).zip(&mut failed) {
-            // What found no room goes first. Its source is not asked meanwhile: its ring holds more, and counts what it cannot hold.
-            if !stopping && !offer(sender, source.name(), batch) {
-                all_sent = false;
-                continue;
-            }
-            if stopping {
-                // Calls that are still under way belong to the recording: they may be what it is about.
-                batch.records.extend(source.in_flight());
-                source.stop();
-            }
-            let offered = batch.stacks.len();
-            if !*failed && let Err(e) = source.poll(batch) {
-                warn!(source = source.name(), error = %e, "the source ended");
-                *failed = true;
-            }
-            for stack in batch.stacks.iter().skip(offered) {
-                if let Some(stacks) = stacks
-                    && let Err(TrySendError::Full(_)) = stacks.try_send(stack.clone())
-                {
-                    let why = "too many new stacks at once";
-                    batch.gaps.push(symbols::unresolved(why));
-                }
-            }
-            if stopping {
-                let rest = std::mem::take(batch);
-                let _ = sender.send(Message::Batch(source.name(), Box::new(rest)));
-            } else {
-                all_sent &= offer(sender, source.name(), batch);
-            }
-        }
-        if all_sent {
-            drained.store(began.0, Ordering::Release);
-        }
-        if stopping {
-            return;
-        }
-        stopping = stop.load(Ordering::Acquire);
-        if !stopping {
-            std::thread::park_timeout(POLL_EVERY);
-        }
-    }
-}
-
-/// Sends what is in `batch` if there is room; whether nothing is left in it.
-fn offer(sender: &SyncSender<Message>, source: &'static str, batch: &mut Batch) -> bool {
-    if batch.is_empty() {
-        return true;
-    }
-    let message = Message::Batch(source, Box::new(std::mem::take(batch)));
-    match sender.try_send(message) {
-        Err(TrySendError::Full(Message::Batch(_, back))) => {
-            *batch = *back;
-            false
-        }
-        _ => true,
-    }
-}
-
-/// The sampler thread: the machine and the devices, once every `every`.
-fn sample(
-    mut gpu: Option<GpuPoller>,
-    every: Duration,
-    stop: &AtomicBool,
-    sender: &SyncSender<Message>,
-) {
-    let mut system = SystemPoller::default();
-    while !stop.load(Ordering::Acquire) {
-        let now = clock::boot_now();
-        let mut events = vec![Event::System(Box::new(system.sample(now)))];
-        if let Some(gpu) = &mut gpu {
-            events.extend(
-                gpu.sample(now)
-                    .into_iter()
-                    .map(|sample| Event::Gpu(Box::new(sample))),
-            );
-        }
-        // A sample that finds no room is not missed: the next one comes.
-        let _ = sender.try_send(Message::Sampled(events));
-        let next = now.plus(every.as_nanos() as u64);
-        while !stop.load(Ordering::Acquire) {
-            let left = next.since(clock::boot_now());
-            if left == 0 {
-                break;
-            }
-            std::thread::park_timeout(Duration::from_nanos(left));
-        }
     }
 }
 
