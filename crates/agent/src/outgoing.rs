@@ -1,5 +1,5 @@
 //! What goes out while a recording runs: outliers to consumers of a socket, metrics and spans to a collector, metrics for
-//! Prometheus, alerts to people.
+//! Prometheus, alerts to people, and the job's own spans to where ours go.
 //!
 //! It wires: what is said is the engine's, how it is said `formats`', how it travels `export`'s. Nothing here waits for anybody.
 
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use warptrace_engine::{Engine, InferenceOutput};
 use warptrace_export::alert::{Alerter, Raised, of_finding, of_outlier, of_shift, of_straggle};
-use warptrace_export::{MetricSender, Scrape, SpanSender, Stage};
+use warptrace_export::{MetricSender, Scrape, SpanReceiver, SpanRelay, SpanSender, Stage};
 use warptrace_formats::metrics::Names;
 use warptrace_formats::otlp::{finding_span, outlier_span};
 use warptrace_formats::outlier_stream::{Message, Node};
@@ -52,6 +52,10 @@ pub struct Outgoing {
     /// Metrics to a collector, a snapshot each time this has passed.
     pub metrics: Option<(MetricSender, Duration)>,
     pub spans: Option<SpanSender>,
+    /// Spans of the job, which go where ours do.
+    pub receiver: Option<SpanReceiver>,
+    /// There is one when there is a receiver.
+    pub relay: Option<Arc<SpanRelay>>,
     pub alerts: Option<Alerter>,
     /// What findings cost, in spans and alerts.
     pub prices: Prices,
@@ -83,6 +87,8 @@ pub struct Kept {
     pub scrape: bool,
     pub metrics: bool,
     pub spans: bool,
+    pub receiver: bool,
+    pub relay: bool,
     pub alerts: bool,
 }
 
@@ -157,6 +163,12 @@ impl Out {
         }
         if keep.spans {
             to.spans = old.spans.take();
+        }
+        if keep.receiver {
+            to.receiver = old.receiver.take();
+        }
+        if keep.relay {
+            to.relay = old.relay.take();
         }
         if keep.alerts {
             to.alerts = old.alerts.take();
@@ -372,10 +384,18 @@ impl Outgoing {
             scrape.set_names(self.names);
             scrape.set_stage(Stage::Ready);
         }
+        if let (Some(receiver), Some(relay)) = (&self.receiver, &self.relay) {
+            receiver.pass_to(Arc::clone(relay));
+        }
     }
 
     /// Sends what waits by all ways at once: one that hangs takes nothing from the others.
-    fn close(self, until: Instant) {
+    fn close(mut self, until: Instant) {
+        // What still comes would wait for nobody.
+        if let Some(receiver) = self.receiver.take() {
+            let received = receiver.received();
+            tracing::info!(?received, "the job's spans are taken no more");
+        }
         let metrics = || {
             if let Some((sender, _)) = &self.metrics
                 && !sender.close(until)
@@ -390,6 +410,14 @@ impl Outgoing {
                 tracing::warn!(counts = ?spans.counts(), "not all spans reached the collector");
             }
         };
+        let relay = || {
+            if let Some(relay) = &self.relay
+                && !relay.close(until)
+            {
+                let counts = relay.counts();
+                tracing::warn!(?counts, "not all of the job's spans reached the collector");
+            }
+        };
         let alerts = || {
             if let Some(alerts) = &self.alerts
                 && !alerts.close(until)
@@ -398,7 +426,7 @@ impl Outgoing {
             }
         };
         std::thread::scope(|threads| {
-            let ways: [&(dyn Fn() + Sync); 3] = [&metrics, &spans, &alerts];
+            let ways: [&(dyn Fn() + Sync); 4] = [&metrics, &spans, &relay, &alerts];
             for way in ways {
                 let thread = Builder::new().name("wt-closing".to_owned());
                 if thread.spawn_scoped(threads, way).is_err() {

@@ -1,9 +1,11 @@
 //! Inference servers on the command line: settings from flags, the ways out, and `outliers`.
 
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -13,8 +15,8 @@ use warptrace_engine::{InferenceSettings, KvLineage, PhaseRules};
 use warptrace_export::alert::{AlertConfig, Alerter};
 use warptrace_export::otlp::{self, Ignored, Signal};
 use warptrace_export::{
-    Batching, HostFacts, MetricSender, MetricSettings, ResourceOptions, Scrape, ScrapeConfig,
-    ServerTls, SpanSender, resource_attributes,
+    Batching, HostFacts, MetricSender, MetricSettings, ReceiveConfig, ResourceOptions, Scrape,
+    ScrapeConfig, ServerTls, SpanReceiver, SpanRelay, SpanSender, resource_attributes,
 };
 use warptrace_formats::annotation::Surroundings;
 use warptrace_formats::outlier_stream::{InferenceOutlier, MAX_LINE_BYTES, Message, Node};
@@ -22,11 +24,14 @@ use warptrace_model::Value;
 use warptrace_model::metric::resource;
 
 use crate::args::{Global, OutliersArgs};
-use crate::config::{self, Classifier, Loaded, Node as _, Origin, ScrapeWhich, Settings};
+use crate::config::{self, Classifier, Loaded, Node as _, Origin, Receive, ScrapeWhich, Settings};
 use crate::{cost, output, sessions};
 
 /// Of outliers and findings that wait for a collector, some 4,000: a recorder's memory is bounded more tightly than a job's.
 const SPAN_QUEUE_BYTES: usize = 8 << 20;
+
+/// Of the job's spans that wait for a collector: twice some of the largest requests that are taken.
+const RELAY_QUEUE_BYTES: usize = 8 << 20;
 
 /// How steps are judged; `None` when they are not.
 pub(crate) fn settings(config: &Settings) -> anyhow::Result<Option<InferenceSettings>> {
@@ -244,6 +249,17 @@ pub(crate) fn outgoing(
         );
         outgoing.spans = Some(spans.context("cannot send traces")?);
     }
+    if config.otlp.enabled && config.otlp.receive.enabled {
+        let (batching, _) = Batching::from_env(lookup);
+        pass_on(
+            &config.otlp.receive,
+            &collector(Signal::Traces),
+            batching.retry,
+            lookup("WARPTRACE_OTLP_RECEIVE_TOKEN"),
+            keep,
+            &mut outgoing,
+        )?;
+    }
     let alerts = alerts(config, &lookup, &outgoing.node.node_id)?;
     if !alerts.receivers.is_empty() && !keep.alerts {
         outgoing.alerts = Some(Alerter::start(alerts).context("cannot send alerts")?);
@@ -252,6 +268,85 @@ pub(crate) fn outgoing(
     outgoing.provider = said(resource::CLOUD_PROVIDER);
     outgoing.resource = resource;
     Ok(Some(outgoing))
+}
+
+/// Takes the job's spans, and passes them on to `collector`.
+fn pass_on(
+    receive: &Receive,
+    collector: &otlp::Config,
+    retry: otlp::Retry,
+    token: Option<String>,
+    keep: Kept,
+    outgoing: &mut Outgoing,
+) -> anyhow::Result<()> {
+    let relay = match keep.relay {
+        true => None,
+        false => {
+            let relay = SpanRelay::new(collector, RELAY_QUEUE_BYTES, retry);
+            Some(Arc::new(relay.context("cannot pass spans on")?))
+        }
+    };
+    let mut address = receive.address;
+    if let (false, Some(relay)) = (keep.receiver, &relay) {
+        let files = receive.certificate.clone().zip(receive.key.clone());
+        let config = ReceiveConfig {
+            address,
+            token,
+            tls: files.map(|(certificate, key)| ServerTls { certificate, key }),
+        };
+        let receiver = SpanReceiver::start(&config, Arc::clone(relay))
+            .context("cannot take the job's spans")?;
+        address = receiver.address();
+        tracing::info!(%address, "the job's spans are taken at /v1/traces");
+        outgoing.receiver = Some(receiver);
+    }
+    // A port that the system picked is nobody's yet.
+    let is_known = address.port() != 0;
+    if is_known && relay.as_ref().is_some_and(|relay| relay.leads_to(address)) {
+        bail!(
+            "the job's spans, taken at {address}, would be passed on to the same place: name another by --otlp-receive=ADDRESS, or the collector by --otlp=URL"
+        );
+    }
+    outgoing.relay = relay;
+    Ok(())
+}
+
+/// Tells the job where its spans are taken, unless its environment says where they go.
+///
+/// Not when it needs a token or a certificate to send them, which nobody but its owner gives it, nor when it is told to speak gRPC.
+pub(crate) fn tell_job(config: &Loaded, address: SocketAddr, env: &mut Vec<(OsString, OsString)>) {
+    const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+    const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL";
+    let has_token = std::env::var_os("WARPTRACE_OTLP_RECEIVE_TOKEN").is_some();
+    let said = |name: &str| {
+        let given = env
+            .iter()
+            .find(|(key, _)| key.as_os_str() == OsStr::new(name));
+        let text = given
+            .map(|(_, value)| value.clone())
+            .or_else(|| std::env::var_os(name));
+        text.filter(|text| !text.is_empty())
+    };
+    let protocol = said(PROTOCOL).or_else(|| said("OTEL_EXPORTER_OTLP_PROTOCOL"));
+    let speaks_grpc = protocol
+        .as_deref()
+        .is_some_and(|name| name.eq_ignore_ascii_case("grpc"));
+    let why_not = if said(ENDPOINT).is_some() {
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT says where"
+    } else if speaks_grpc {
+        "OTEL_EXPORTER_OTLP_PROTOCOL says grpc, and they are taken by HTTP"
+    } else if has_token || config.otlp.receive.certificate.is_some() {
+        "it needs a token, or a certificate to trust"
+    } else {
+        let url = format!("http://{address}/v1/traces");
+        let protocol_said = protocol.is_some();
+        env.push((ENDPOINT.into(), url.into()));
+        if !protocol_said {
+            env.push((PROTOCOL.into(), "http/protobuf".into()));
+        }
+        return;
+    };
+    tracing::info!("the job is not told where its spans are taken: {why_not}");
 }
 
 /// Without it the recording goes on: nobody asked for this place.

@@ -8,10 +8,12 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{Home, Ran, can_trace};
+use warptrace_formats::otlp::ExportTraceServiceRequest;
 
 /// So long anything may take on a machine that has other work.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -302,28 +304,31 @@ fn scrape(address: &str) -> String {
     text
 }
 
-/// Takes what is posted, all that comes until `stop`, which is a path.
-fn collector() -> (String, std::thread::JoinHandle<Vec<Value>>) {
+/// Takes what is posted: where to, and the body.
+fn collector() -> (String, Receiver<(String, Vec<u8>)>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    let (to, posted) = sync_channel(10_000);
+    let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
     let serve = move || {
-        let mut bodies = Vec::new();
-        loop {
-            let mut stream = BufReader::new(listener.accept().unwrap().0);
-            // A connection may be kept for several requests; others wait for it.
-            while let Some((path, body)) = request(&mut stream) {
-                let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
-                stream.get_mut().write_all(answer).unwrap();
-                match path.as_str() {
-                    "/stop" => return bodies,
-                    "/v1/metrics" => bodies.push(serde_json::from_slice(&body).unwrap()),
-                    _ => {}
+        for stream in listener.incoming() {
+            let (mut stream, to) = (BufReader::new(stream.unwrap()), to.clone());
+            let of_connection = move || {
+                // A connection may be kept for several requests.
+                while let Some(request) = request(&mut stream) {
+                    if to.send(request).is_err() {
+                        return;
+                    }
+                    // In either encoding it says that all was taken.
+                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                    let _ = stream.get_mut().write_all(answer);
                 }
-            }
+            };
+            named("connection").spawn(of_connection).unwrap();
         }
     };
-    let thread = std::thread::Builder::new().name("collector".to_owned());
-    (format!("http://{address}"), thread.spawn(serve).unwrap())
+    named("collector").spawn(serve).unwrap();
+    (format!("http://{address}"), posted)
 }
 
 /// The path and the body of a request; `None` when the connection ended.
@@ -351,17 +356,15 @@ fn request(stream: &mut BufReader<TcpStream>) -> Option<(String, Vec<u8>)> {
 #[test]
 fn a_collector_is_told_of_as_many_calls_as_the_session_has() {
     let home = Home::new();
-    let (url, collector) = collector();
+    let (url, posted) = collector();
     let otlp = format!("--otlp={url}");
     let mut child = serving(&home, "record", 2_000, &[&otlp, "--metric-names", "both"]);
     let child = child.env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json");
     let ran = Ran::from(child_output(&mut child.spawn().unwrap()));
     assert_eq!(ran.code, Some(0), "{ran:#?}");
-    let mut stop = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
-    stop.write_all(b"POST /stop HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
-        .unwrap();
-    let bodies = collector.join().unwrap();
-    let last = bodies.last().expect("metrics were pushed");
+    let metrics = posted.try_iter().filter(|(path, _)| path == "/v1/metrics");
+    let (_, last) = metrics.last().expect("metrics were pushed");
+    let last: Value = serde_json::from_slice(&last).unwrap();
 
     let explained = home.run(["explain", "--json"]).json();
     let mut stored: BTreeMap<String, u64> = BTreeMap::new();
@@ -402,6 +405,172 @@ fn a_collector_is_told_of_as_many_calls_as_the_session_has() {
     }
 }
 
+/// Two spans as the SDK makes them, and what they are to the SDK itself.
+const OPENTELEMETRY_JOB: &str = r#"
+import json, os
+from opentelemetry.exporter.otlp.proto.http import Compression
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Link, SpanKind, StatusCode
+
+ended = []
+class Seen(SpanProcessor):
+    def on_end(self, span):
+        ended.append(span)
+
+provider = TracerProvider(resource=Resource.create({"service.name": "their-job"}))
+provider.add_span_processor(Seen())
+provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(compression=Compression.Gzip)))
+tracer = provider.get_tracer("their.scope", "7.1")
+with tracer.start_as_current_span("request", kind=SpanKind.SERVER, attributes={"tokens": 2**40, "model": "toy", "warm": True}) as outer:
+    with tracer.start_as_current_span("decode", links=[Link(outer.get_span_context(), {"why": "test"})]) as inner:
+        inner.add_event("first token", {"ratio": 0.1})
+        inner.set_status(StatusCode.ERROR, "too slow")
+provider.shutdown()
+hexadecimal = lambda context, digits: format(context, f"0{digits}x")
+print(json.dumps({
+    "endpoint": os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"],
+    "protocol": os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"],
+    "spans": [{
+        "name": span.name,
+        "trace": hexadecimal(span.context.trace_id, 32),
+        "id": hexadecimal(span.context.span_id, 16),
+        "parent": span.parent and hexadecimal(span.parent.span_id, 16),
+        "start": str(span.start_time),
+        "end": str(span.end_time),
+    } for span in ended],
+}))
+"#;
+
+/// Under `verb`, record or trace.
+fn spans_of_an_opentelemetry_client_arrive(verb: &str, test: &str) {
+    let package = "opentelemetry.exporter.otlp.proto.http.trace_exporter";
+    let import = format!("import {package}, opentelemetry.sdk.trace");
+    let has_package = |python: &&str| {
+        let ran = Command::new(python).args(["-c", &import]).output();
+        ran.is_ok_and(|ran| ran.status.success())
+    };
+    let venv = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/venv/bin/python3");
+    let Some(python) = ["python3", venv].into_iter().find(has_package) else {
+        return support::skip(test, &format!("python3 has no {package}"));
+    };
+    let home = Home::new();
+    let (url, posted) = collector();
+    let otlp = format!("--otlp={url}");
+    let flags = [
+        "--quiet",
+        "--verbose",
+        "--inference",
+        "--otlp-receive=127.0.0.1:0",
+    ];
+    let mut command = home.command([verb]);
+    command
+        .args(flags)
+        .args([&otlp, "--", python, "-c", OPENTELEMETRY_JOB]);
+    // Of whoever runs the tests.
+    for name in ["ENDPOINT", "PROTOCOL", "TRACES_ENDPOINT", "TRACES_PROTOCOL"] {
+        command.env_remove(format!("OTEL_EXPORTER_OTLP_{name}"));
+    }
+    let ran = Ran::from(command.output().unwrap());
+    assert_eq!(ran.code, Some(0), "{ran:#?}");
+    let said = ran.json();
+    let taken = ran
+        .err
+        .lines()
+        .find(|line| line.contains("spans are taken at"));
+    let (_, address) = taken
+        .expect("it says where")
+        .split_once("address=")
+        .unwrap();
+    let endpoint = format!("http://{}/v1/traces", address.trim());
+    assert_eq!(said["endpoint"], endpoint, "{ran:#?}");
+    assert_eq!(said["protocol"], "http/protobuf");
+
+    let traces = posted.try_iter().filter(|(path, _)| path == "/v1/traces");
+    let requests: Vec<Value> = traces
+        .map(|(_, body)| ExportTraceServiceRequest::decode_protobuf(&body).unwrap())
+        .map(|request| serde_json::from_slice(&request.to_json()).unwrap())
+        .collect();
+    let [request] = &requests[..] else {
+        panic!("one request: {requests:#?} {ran:#?}");
+    };
+    let of_resource = &request["resourceSpans"][0];
+    let attribute = |of: &Value, key: &str| {
+        let all = of["attributes"].as_array().unwrap();
+        let found = all.iter().find(|attribute| attribute["key"] == key);
+        found.unwrap_or_else(|| panic!("no {key}: {of}"))["value"].clone()
+    };
+    let service = attribute(&of_resource["resource"], "service.name");
+    assert_eq!(service["stringValue"], "their-job");
+    let language = attribute(&of_resource["resource"], "telemetry.sdk.language");
+    assert_eq!(language["stringValue"], "python");
+    let of_scope = &of_resource["scopeSpans"][0];
+    assert_eq!(of_scope["scope"]["name"], "their.scope");
+    assert_eq!(of_scope["scope"]["version"], "7.1");
+    let spans = of_scope["spans"].as_array().unwrap();
+    let arrived: Vec<Value> = spans
+        .iter()
+        .map(|span| {
+            serde_json::json!({
+                "name": span["name"],
+                "trace": span["traceId"],
+                "id": span["spanId"],
+                "parent": span["parentSpanId"],
+                "start": span["startTimeUnixNano"],
+                "end": span["endTimeUnixNano"],
+            })
+        })
+        .collect();
+    assert_eq!(said["spans"], Value::from(arrived), "{request}");
+    let [decode, request] = &spans[..] else {
+        panic!("{spans:?}");
+    };
+    assert_eq!(request["kind"], 2, "SERVER");
+    assert_eq!(attribute(request, "tokens")["intValue"], "1099511627776");
+    assert_eq!(attribute(request, "model")["stringValue"], "toy");
+    assert_eq!(attribute(request, "warm")["boolValue"], true);
+    assert_eq!(decode["status"]["message"], "too slow");
+    let event = &decode["events"][0];
+    assert_eq!(event["name"], "first token");
+    assert_eq!(attribute(event, "ratio")["doubleValue"], 0.1);
+    let link = &decode["links"][0];
+    assert_eq!(link["spanId"], request["spanId"]);
+    assert_eq!(attribute(link, "why")["stringValue"], "test");
+}
+
+#[test]
+fn spans_of_an_opentelemetry_client_are_passed_on_from_inside() {
+    spans_of_an_opentelemetry_client_arrive("record", "otlp_receive_record");
+}
+
+#[test]
+fn spans_of_an_opentelemetry_client_are_passed_on_from_outside() {
+    if can_trace("otlp_receive_trace") {
+        spans_of_an_opentelemetry_client_arrive("trace", "otlp_receive_trace");
+    }
+}
+
+#[test]
+fn the_jobs_spans_are_not_taken_without_a_place_to_pass_them_on_to() {
+    let home = Home::new();
+    let alone = home.run(["record", "--inference", "--otlp-receive", "--", "true"]);
+    assert_eq!(alone.code, Some(125), "{alone:#?}");
+    assert!(alone.err.contains("--otlp=URL"), "{alone:#?}");
+    let place = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = place.local_addr().unwrap();
+    drop(place);
+    let (to, from) = (
+        format!("--otlp=http://{address}"),
+        format!("--otlp-receive={address}"),
+    );
+    let round = home.run(["record", "--inference", &to, &from, "--", "true"]);
+    assert_eq!(round.code, Some(125), "{round:#?}");
+    assert!(round.err.contains("same place"), "{round:#?}");
+    assert!(home.sessions().is_empty());
+}
+
 #[test]
 fn settings_that_cannot_be_judged_by_are_refused_before_anything_begins() {
     let home = Home::new();
@@ -420,7 +589,14 @@ fn settings_that_cannot_be_judged_by_are_refused_before_anything_begins() {
     assert!(home.sessions().is_empty());
     let ran = home.run(["record", "--prometheus", "--", "true"]);
     assert!(ran.err.contains("--inference"), "{ran:#?}");
-    // Of another recorder on this machine nothing is waited for.
+    // Of another recorder on this machine, if there is one, nothing is waited for.
     let nobody = home.run(["outliers", "-n", "0"]);
-    assert!(nobody.err.contains("trace --inference"), "{nobody:#?}");
+    let is_answered = [
+        "trace --inference",
+        "outliers from",
+        "several recorders run",
+    ]
+    .into_iter()
+    .any(|answer| nobody.err.contains(answer));
+    assert!(is_answered, "{nobody:#?}");
 }

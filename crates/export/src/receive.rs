@@ -164,7 +164,13 @@ impl Serve for Shared {
                 })
             }
             Err((why, answer)) => {
-                *lock(&self.received).refused.entry(why).or_default() += 1;
+                let mut received = lock(&self.received);
+                let times = received.refused.entry(why).or_default();
+                *times += 1;
+                if *times == 1 {
+                    tracing::warn!(why, "a request with spans is refused, its sender is told");
+                }
+                drop(received);
                 // A refusal is a `google.rpc.Status`, in the encoding of what is refused.
                 let answer = answer?;
                 let said = String::from_utf8_lossy(answer.body()).trim().to_owned();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use warptrace_export::alert::Alerter;
-use warptrace_export::{Counts, DropReason, MetricSender, SpanSender};
+use warptrace_export::{Counts, DropReason, MetricSender, SpanRelay, SpanSender};
 use warptrace_model::Object;
 use warptrace_model::metric::{Families, Metric, Number, attribute, metric};
 
@@ -79,9 +79,15 @@ impl Own {
             let points = waiting(MetricSender::counts(sender));
             self.levels.push((&metric::EXPORT_POINTS_WAITING, points));
         }
-        if let Some(spans) = &to.spans {
-            self.now.exported(&metric::EXPORT_SPANS, &spans.counts());
-            let spans = waiting(SpanSender::counts(spans));
+        // Ours, and those of the job.
+        let spans = to.spans.as_ref().map(SpanSender::counts);
+        let passed_on = to.relay.as_deref().map(SpanRelay::counts);
+        let mut spans_waiting = None;
+        for counts in spans.into_iter().chain(passed_on) {
+            self.now.exported(&metric::EXPORT_SPANS, &counts);
+            *spans_waiting.get_or_insert(0) += waiting(counts);
+        }
+        if let Some(spans) = spans_waiting {
             self.levels.push((&metric::EXPORT_SPANS_WAITING, spans));
         }
         if let Some(alerts) = &to.alerts {

@@ -98,9 +98,9 @@ pub(crate) struct Pause(pub(crate) Option<warptrace_model::Severity>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DegradeOn(pub(crate) Option<OutlierBucket>);
 
-/// Where metrics are served; `None` is the usual place.
+/// Where something is served; `None` is the usual place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PrometheusAt(pub(crate) Option<std::net::SocketAddr>);
+pub(crate) struct ServedAt(pub(crate) Option<std::net::SocketAddr>);
 
 /// Where what is found goes while it is found.
 #[derive(Debug, Clone, Args)]
@@ -110,11 +110,14 @@ pub(crate) struct OutgoingArgs {
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) outliers: Option<PathBuf>,
     /// Serve metrics to Prometheus, on this machine only [default of ADDRESS: 127.0.0.1:9464]
-    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = parse_prometheus)]
-    pub(crate) prometheus: Option<PrometheusAt>,
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = parse_place)]
+    pub(crate) prometheus: Option<ServedAt>,
     /// Send metrics and traces to an OpenTelemetry collector [default of URL: by OTEL_EXPORTER_OTLP_ENDPOINT, else this machine]
     #[arg(long, value_name = "URL", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = parse_otlp)]
     pub(crate) otlp: Option<Url>,
+    /// Take the job's own spans, by OTLP over HTTP, and pass them on to the collector of --otlp [default of ADDRESS: 127.0.0.1:4318]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = parse_place, hide_short_help = true)]
+    pub(crate) otlp_receive: Option<ServedAt>,
     /// Names of metrics: OpenTelemetry's (native), those of ingero, or both for a change-over [default: native]
     #[arg(long, value_name = "NAMES", value_parser = parse_names, hide_short_help = true)]
     pub(crate) metric_names: Option<warptrace_formats::metrics::Names>,
@@ -149,12 +152,12 @@ fn parse_names(text: &str) -> Result<warptrace_formats::metrics::Names, String> 
         .ok_or_else(|| "one of native, ingero, both".into())
 }
 
-fn parse_prometheus(text: &str) -> Result<PrometheusAt, String> {
+fn parse_place(text: &str) -> Result<ServedAt, String> {
     match text {
-        "" => Ok(PrometheusAt(None)),
+        "" => Ok(ServedAt(None)),
         text => text
             .parse()
-            .map(|address| PrometheusAt(Some(address)))
+            .map(|address| ServedAt(Some(address)))
             .map_err(|_| "not an address with a port (127.0.0.1:9464, [::1]:9464)".into()),
     }
 }

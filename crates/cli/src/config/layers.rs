@@ -67,6 +67,13 @@ impl Loaded {
         &self.origins
     }
 
+    /// With what the job was told of as it was when the recording `began`.
+    pub(crate) fn held_to(&self, began: &Loaded) -> Loaded {
+        let mut held = self.clone();
+        held.settings.otlp.receive = began.otlp.receive.clone();
+        held
+    }
+
     pub(crate) fn origin(&self, path: &str) -> Origin {
         self.origins.get(path).copied().unwrap_or(Origin::Default)
     }
@@ -276,6 +283,9 @@ impl Layers {
         self.set("otlp.enabled", Origin::Variable, false, |s| {
             &mut s.otlp.enabled
         });
+        self.set("otlp.receive.enabled", Origin::Variable, false, |s| {
+            &mut s.otlp.receive.enabled
+        });
         self.set("prometheus.enabled", Origin::Variable, false, |s| {
             &mut s.prometheus.enabled
         });
@@ -360,6 +370,14 @@ impl Layers {
             self.flag("otlp.enabled", Some(true), |s| &mut s.otlp.enabled);
             let url = (!url.0.is_empty()).then(|| Some(url.clone()));
             self.flag("otlp.endpoint", url, |s| &mut s.otlp.endpoint);
+        }
+        if let Some(at) = outgoing.otlp_receive {
+            self.flag("otlp.receive.enabled", Some(true), |s| {
+                &mut s.otlp.receive.enabled
+            });
+            self.flag("otlp.receive.address", at.0, |s| {
+                &mut s.otlp.receive.address
+            });
         }
         self.flag("metrics.names", outgoing.metric_names, |s| {
             &mut s.metrics.names
@@ -455,6 +473,15 @@ impl Layers {
         }
         if loaded.prometheus.certificate.is_some() != loaded.prometheus.key.is_some() {
             bail!("prometheus.certificate and prometheus.key: both or neither");
+        }
+        let receive = &loaded.otlp.receive;
+        if receive.enabled && !loaded.otlp.enabled {
+            bail!(
+                "otlp.receive.enabled, but otlp.enabled is not: there is no collector to pass spans on to (--otlp=URL, or otlp: {{enabled: true}} in the file)"
+            );
+        }
+        if receive.certificate.is_some() != receive.key.is_some() {
+            bail!("otlp.receive.certificate and otlp.receive.key: both or neither");
         }
         if loaded.otlp.client_certificate.is_some() != loaded.otlp.client_key.is_some() {
             bail!("otlp.client_certificate and otlp.client_key: both or neither");

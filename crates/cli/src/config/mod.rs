@@ -18,6 +18,6 @@ pub(crate) use command::run;
 pub(crate) use kinds::Url;
 pub(crate) use layers::{Loaded, Origin, of_record, of_replay, of_trace};
 pub(crate) use settings::{
-    Classifier, Inference, JsonLines, LogLevel, ScrapeWhich, Settings, Store,
+    Classifier, Inference, JsonLines, LogLevel, Receive, ScrapeWhich, Settings, Store,
 };
 pub(crate) use tree::{Leaf, Node};

@@ -279,6 +279,21 @@ section! {
         client_certificate: Option<PathBuf> = None, like "/etc/warptrace/client.crt";
         /// … and its key
         client_key: Option<PathBuf> = None, like "/etc/warptrace/client.key";
+        /// The job's own spans, passed on. Its token is in the variable WARPTRACE_OTLP_RECEIVE_TOKEN
+        receive: Receive = Receive::default();
+    }
+}
+
+section! {
+    Receive {
+        /// Take them, by OTLP over HTTP
+        enabled: bool = false, flag "--otlp-receive";
+        /// Anything but loopback needs a certificate, its key and a token
+        address: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 4318)), flag "--otlp-receive";
+        /// File in PEM
+        certificate: Option<PathBuf> = None, like "/etc/warptrace/tls.crt";
+        /// File in PEM
+        key: Option<PathBuf> = None, like "/etc/warptrace/tls.key";
     }
 }
 

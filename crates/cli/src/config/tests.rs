@@ -195,6 +195,10 @@ fn what_is_wrong_is_named_with_its_line_and_what_is_near() {
         "prometheus.certificate and prometheus.key: both or neither",
     );
     refused(
+        "otlp: {receive: {certificate: /a}}",
+        "otlp.receive.certificate and otlp.receive.key: both or neither",
+    );
+    refused(
         "alerts:\n  reminder: 90d",
         "cannot send alerts: alerts.reminder is not a time as 30s, 5m or 4h, above 0 and at most 30 days",
     );
@@ -229,6 +233,10 @@ fn keys_are_in_no_file() {
     refused(
         "prometheus:\n  token: abc",
         "test.yaml: line 2: prometheus.token: a key, which no file holds: set the variable WARPTRACE_PROMETHEUS_TOKEN instead",
+    );
+    refused(
+        "otlp:\n  receive:\n    token: abc",
+        "test.yaml: line 3: otlp.receive.token: a key, which no file holds: set the variable WARPTRACE_OTLP_RECEIVE_TOKEN instead",
     );
     refused(
         "otlp: {headers: {Authorization: Bearer x}}",

@@ -69,6 +69,7 @@ fn secret(path: &str) -> Option<&'static str> {
         "alerts.webhook.url" => "WARPTRACE_ALERT_WEBHOOK_URL",
         "alerts.webhook.token" => "WARPTRACE_ALERT_WEBHOOK_TOKEN",
         "prometheus.token" => "WARPTRACE_PROMETHEUS_TOKEN",
+        "otlp.receive.token" => "WARPTRACE_OTLP_RECEIVE_TOKEN",
         "otlp.token" | "otlp.api_key" | "otlp.authorization" => "OTEL_EXPORTER_OTLP_HEADERS",
         _ => return None,
     })

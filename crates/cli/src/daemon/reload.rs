@@ -22,6 +22,9 @@ const AT_ONCE: [&str; 11] = [
     "store",
 ];
 
+/// Within those, what is the recording's all the same: the job was told of it when it started.
+const AT_START: [&str; 1] = ["otlp.receive"];
+
 /// What differs between the settings of a running recording and others.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Change {
@@ -63,6 +66,8 @@ impl Change {
             scrape: !self.touches(&["prometheus.address", "prometheus.enabled"]),
             metrics: is_same && !self.touches(&["metrics.names"]),
             spans: is_same && !self.touches(&["node", "cluster"]),
+            receiver: true,
+            relay: is_same,
             alerts: !self.touches(&["alerts", "node"]),
         }
     }
@@ -84,7 +89,8 @@ impl Change {
 }
 
 fn is_at_once(key: &str) -> bool {
-    AT_ONCE.iter().any(|at_once| is_within(key, at_once))
+    let is_in = |sections: &[&str]| sections.iter().any(|section| is_within(key, section));
+    is_in(&AT_ONCE) && !is_in(&AT_START)
 }
 
 fn is_within(key: &str, section: &str) -> bool {
@@ -144,12 +150,19 @@ mod tests {
                 .contains("a restart is needed for inference.baseline")
         );
         assert_eq!(Change::of(&began, &next, &began).at_once, ["node"]);
+        let other = with(|s| {
+            s.otlp.receive.enabled = true;
+            s.otlp.metrics = false;
+        });
+        let change = Change::of(&began, &began, &other);
+        assert_eq!(change.at_once, ["otlp.metrics"]);
+        assert_eq!(change.at_start, ["otlp.receive.enabled"]);
     }
 
     #[test]
     fn every_key_that_takes_effect_at_once_is_a_key() {
         let settings = Settings::default().show();
-        for key in AT_ONCE {
+        for key in AT_ONCE.into_iter().chain(AT_START) {
             let mut place = Some(&settings);
             for name in key.split('.') {
                 place = place.and_then(|place| place.as_object()?.get(name));

@@ -134,12 +134,21 @@ impl Watched<'_> {
         sessions::rollover(&settings.store, dirs)
     }
 
-    /// Checked, and ready, before the command begins.
-    fn followed(&self, data: &Path) -> anyhow::Result<Followed> {
-        match self.settings {
-            Some(settings) => followed(settings, &[], data),
-            None => Ok(Followed::default()),
+    /// Checked, and ready, before the command begins. `env`, its environment, gets what it has to know of that.
+    fn followed(
+        &self,
+        data: &Path,
+        env: &mut Vec<(OsString, OsString)>,
+    ) -> anyhow::Result<Followed> {
+        let Some(settings) = self.settings else {
+            return Ok(Followed::default());
+        };
+        let followed = followed(settings, &[], data)?;
+        let outgoing = followed.outgoing.as_ref();
+        if let Some(receiver) = outgoing.and_then(|outgoing| outgoing.receiver.as_ref()) {
+            inference::tell_job(settings, receiver.address(), env);
         }
+        Ok(followed)
     }
 }
 
@@ -221,7 +230,7 @@ pub(crate) fn with_preload(
             .map(|(name, value)| (OsString::from(name), value)),
     );
     let gpu = gpu_poller(job.gpu_library.as_deref());
-    let followed = job.followed(&dirs.path)?;
+    let followed = job.followed(&dirs.path, &mut env)?;
     let annotations = match job.annotate {
         true => Some(annotation_socket(&dirs.path, &mut env)?),
         false => None,
@@ -271,7 +280,7 @@ pub(crate) fn with_ebpf(
 ) -> anyhow::Result<Recorded> {
     let dirs = sessions::data_dir(global)?;
     let mut env = job.env.clone();
-    let followed = job.followed(&dirs.path)?;
+    let followed = job.followed(&dirs.path, &mut env)?;
     let annotations = match job.annotate {
         true => Some(annotation_socket(&dirs.path, &mut env)?),
         false => None,

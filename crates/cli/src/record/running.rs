@@ -188,7 +188,10 @@ impl Running<'_> {
         let change = Change::new(&self.began, &self.settings, &next);
         let keep = change.kept(&next);
         let outgoing = match self.began.inference.enabled {
-            true => inference::outgoing(&next, &self.dirs.path, keep)?,
+            true => {
+                let next = next.held_to(&self.began);
+                inference::outgoing(&next, &self.dirs.path, keep)?
+            }
             false => None,
         };
         log::set(self.global, &next)?;

@@ -91,7 +91,7 @@ fn every_flag_of_following_servers_reaches_its_setting() {
 
 #[test]
 fn the_other_flags_reach_their_settings_too() {
-    let line = "--inference --outliers /o.sock --prometheus=[::1]:9 --otlp=http://c:4318 --metric-names both --node n --cluster c \
+    let line = "--inference --outliers /o.sock --prometheus=[::1]:9 --otlp=http://c:4318 --otlp-receive=[::1]:8 --metric-names both --node n --cluster c \
         --rollover-size 1MiB --rollover-age 2h --keep 3 --max-bytes 4GiB --max-age 5d --gpu-rates /r.yaml --provider aws --log /l \
         --log-level debug --sample-interval 6s --annotate --duration 7s --json=events --heartbeat 8s --ring-size 64KiB";
     let loaded = read(line, &[], "").unwrap();
@@ -105,7 +105,11 @@ fn the_other_flags_reach_their_settings_too() {
     for path in paths() {
         let has_flag = !only_in_files.contains(&path.as_str())
             && !path.starts_with("alerts.")
-            && (!path.starts_with("otlp.") || path == "otlp.enabled" || path == "otlp.endpoint")
+            && (!path.starts_with("otlp.")
+                || path == "otlp.enabled"
+                || path == "otlp.endpoint"
+                || path == "otlp.receive.enabled"
+                || path == "otlp.receive.address")
             && (!path.starts_with("inference.")
                 || path == "inference.enabled"
                 || path == "inference.outlier.socket");
@@ -154,4 +158,8 @@ fn settings_that_would_have_no_effect_are_errors() {
         let wrong = read(line, &[], "").unwrap_err().to_string();
         assert!(wrong.contains("inference.enabled is not"), "{wrong}");
     }
+    let wrong = read("--inference --otlp-receive", &[], "")
+        .unwrap_err()
+        .to_string();
+    assert!(wrong.contains("otlp.enabled is not"), "{wrong}");
 }
