@@ -14,7 +14,7 @@ use serde_json::json;
 use support::*;
 use tempfile::TempDir;
 use warptrace_export::otlp::{Compression, Config, Protocol, Signal};
-use warptrace_export::{MetricSender, MetricSettings};
+use warptrace_export::{MetricSender, MetricSettings, ReceiveConfig, SpanReceiver, SpanRelay};
 use warptrace_formats::otlp::{ExportMetricsServiceRequest, Metric, MetricsEncoder, Origin, Span};
 use warptrace_model::metric::{Exemplar, Meter, Number, Snapshot, metric};
 use warptrace_model::{Int, Object, UnixNanos, Value, lone_surrogate};
@@ -52,17 +52,17 @@ fn free_port() -> u16 {
 impl Rotel {
     /// Passes on what it gets to `to`.
     fn start(binary: &Path, to: &Collector) -> Rotel {
-        Rotel::on(binary, to, free_port(), free_port())
+        Rotel::on(binary, &to.base(), free_port(), free_port())
     }
 
-    fn on(binary: &Path, to: &Collector, grpc: u16, http: u16) -> Rotel {
+    fn on(binary: &Path, base: &str, grpc: u16, http: u16) -> Rotel {
         let files = tempfile::tempdir().unwrap();
         let process = Command::new(binary)
             .arg("start")
             .args(["--otlp-grpc-endpoint", &format!("127.0.0.1:{grpc}")])
             .args(["--otlp-http-endpoint", &format!("127.0.0.1:{http}")])
             .args(["--exporter", "otlp", "--otlp-exporter-protocol", "http"])
-            .args(["--otlp-exporter-endpoint", &to.base()])
+            .args(["--otlp-exporter-endpoint", base])
             .args([
                 OsStr::new("--pid-file"),
                 files.path().join("pid").as_os_str(),
@@ -162,6 +162,35 @@ fn rotel_takes_grpc_with_gzip() {
     rotel_passes_on("rotel_grpc_gzip", Protocol::Grpc, Compression::Gzip, 2_000);
 }
 
+/// One of them before our receiver, as its client, and one behind it.
+#[test]
+fn what_rotel_sends_is_passed_on_to_rotel() {
+    let Some(binary) = rotel_binary() else {
+        return skip("rotel_passed_on", "no rotel (pip install rotel)");
+    };
+    let to = Collector::taking_all();
+    let behind = Rotel::start(&binary, &to);
+    let (queue_bytes, retry) = (64 << 20, patient().retry);
+    let config = behind.config(Protocol::HttpProtobuf);
+    let relay = Arc::new(SpanRelay::new(&config, queue_bytes, retry).unwrap());
+    let config = ReceiveConfig {
+        address: ([127, 0, 0, 1], 0).into(),
+        token: None,
+        tls: None,
+    };
+    let receiver = SpanReceiver::start(&config, Arc::clone(&relay)).unwrap();
+    let base = format!("http://{}", receiver.address());
+    let before = Rotel::on(&binary, &base, free_port(), free_port());
+    let sender = sender(&before.config(Protocol::HttpProtobuf), patient());
+    (0..2_000).for_each(|n| assert!(sender.push(span(n))));
+    assert!(sender.close(soon()), "{:?}", sender.counts());
+    assert_are(&arrived(&to, 2_000), 0..2_000);
+    assert_eq!(receiver.received().spans, 2_000);
+    assert!(relay.close(soon()));
+    let counts = relay.counts();
+    assert_eq!((counts.sent, counts.unreadable), (2_000, 0), "{counts:?}");
+}
+
 #[test]
 fn a_collector_that_is_killed_under_a_burst_and_started_again_gets_the_rest() {
     let Some(binary) = rotel_binary() else {
@@ -179,7 +208,7 @@ fn a_collector_that_is_killed_under_a_burst_and_started_again_gets_the_rest() {
     let retried = sender.counts().retried;
     until(|| sender.counts().retried > retried);
 
-    let _next = Rotel::on(&binary, &to, grpc, http);
+    let _next = Rotel::on(&binary, &to.base(), grpc, http);
     assert!(sender.close(soon()));
     // What a killed collector had taken and not passed on is its own loss: we count what it took.
     assert_eq!(sender.counts().sent, 20_000, "{:?}", sender.counts());

@@ -1,10 +1,11 @@
 //! What is counted, and that nothing of the table of metrics is there without somebody who measures it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use warptrace_export::alert::{AlertConfig, Alerter};
-use warptrace_export::otlp::{Config, Protocol, Signal};
-use warptrace_export::{Batching, MetricSender, MetricSettings, SpanSender};
+use warptrace_export::otlp::{Config, Protocol, Retry, Signal};
+use warptrace_export::{Batching, MetricSender, MetricSettings, SpanRelay, SpanSender};
 use warptrace_model::inference::{
     BoundedHistogram, Degradation, EventId, InferenceState, LeftOutSteps, OutlierBucket,
     SamplerState, WorkloadKey, WorkloadState,
@@ -437,13 +438,21 @@ fn what_ways_out_counted_stays_counted_when_others_take_their_place() {
     );
     assert!(!spans.push(record));
     own.leave(&old);
-    own.look(&ways());
+    // The job's spans wait with ours.
+    let nobody = dead(Signal::Traces).with_base("http://127.0.0.1:9");
+    let relay = SpanRelay::new(&nobody, 100, Retry::default()).unwrap();
+    assert!(relay.pass(vec![0; 60], 2));
+    assert!(!relay.pass(vec![0; 60], 1), "there is no room");
+    own.look(&Outgoing {
+        relay: Some(Arc::new(relay)),
+        ..ways()
+    });
     let mut to = Families::new(UnixNanos(0), UnixNanos(1));
     own.tell(&mut to, 1);
     let families = to.finish();
     let spans = said(&families, &metric::EXPORT_SPANS);
     assert!(spans.contains(&"closed: 1".to_owned()), "{spans:?}");
-    assert_eq!(said(&families, &metric::EXPORT_SPANS_WAITING), [": 0"]);
+    assert_eq!(said(&families, &metric::EXPORT_SPANS_WAITING), [": 2"]);
 }
 
 fn degradation(key: WorkloadKey) -> Degradation {
