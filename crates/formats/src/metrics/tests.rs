@@ -88,25 +88,23 @@ fn points_that_become_alike_are_added_and_of_gauges_the_last_one_holds() {
 }
 
 #[test]
-fn percentiles_are_of_all_calls_of_a_function_whether_they_failed_or_not() {
-    let calls = |error: Option<&str>, n: usize, secs: f64| {
+fn percentiles_are_of_all_calls_of_a_function_whoever_made_them() {
+    let calls = |process: &str, n: usize, secs: f64| {
         let mut histogram = Exponential::default();
         (0..n).for_each(|_| histogram.record(secs));
-        let mut point = of(
+        of(
             &[
                 ("warptrace.layer", "cuda"),
                 ("warptrace.cuda.function", "cudaMalloc"),
+                ("process.pid", process),
             ],
             Number::Exponential(histogram),
-        );
-        if let Some(error) = error {
-            point.attributes.insert("error.type", error);
-        }
-        point
+        )
     };
-    let points = vec![calls(None, 90, 100e-6), calls(Some("oom"), 10, 2e-3)];
+    let points = vec![calls("1", 90, 100e-6), calls("2", 10, 2e-3)];
     let family = family(&metric::CUDA_CALL_DURATION, points);
-    assert_eq!(native(&family, Dialect::Otlp).points.len(), 2);
+    // No process is told of by this metric: both are one.
+    assert_eq!(native(&family, Dialect::Otlp).points.len(), 1);
     let [percentiles, counts] = &ingero(&family, Dialect::Otlp)[..] else {
         panic!()
     };
