@@ -3,7 +3,7 @@
 //! The engine goes on as it is, so baselines and units under way carry over; the new session is told again what is told once. A
 //! thread of its own seals the old session and removes what is not to be kept: both take as long as the disk does.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::error::Error;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -139,8 +139,9 @@ impl Keeper {
         let mut next = SessionWriter::create(disk, &self.how.dir, of.meta().next(anchor))?;
         // What the old session cannot be read for is in its own answers, too.
         let inherited = Session::open(Arc::clone(&self.how.disk), of.path()).and_then(|old| {
-            let mut asked = Living::default();
-            next.inherit(&old, |pid| asked.lives(pid))
+            let mut alive = HashMap::new();
+            let look = |pid: Pid| Path::new(&format!("/proc/{pid}")).exists();
+            next.inherit(&old, |pid| *alive.entry(pid).or_insert_with(|| look(pid)))
         });
         if let Err(e) = inherited {
             warn!(
@@ -178,27 +179,6 @@ impl Sealing {
             }
             std::thread::park_timeout(Duration::from_millis(5));
         }
-    }
-}
-
-/// Which processes live, each asked for once.
-#[derive(Default)]
-struct Living {
-    alive: HashSet<Pid>,
-    gone: HashSet<Pid>,
-}
-
-impl Living {
-    fn lives(&mut self, pid: Pid) -> bool {
-        if self.alive.contains(&pid) || self.gone.contains(&pid) {
-            return self.alive.contains(&pid);
-        }
-        let lives = Path::new(&format!("/proc/{pid}")).exists();
-        match lives {
-            true => self.alive.insert(pid),
-            false => self.gone.insert(pid),
-        };
-        lives
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use warptrace_engine::{Engine, Inference, InferenceOutput, Rules};
 use warptrace_formats::outlier_stream::{Message, Node};
-use warptrace_model::inference::EventId;
+use warptrace_model::inference::{EventId, Outlier};
 use warptrace_model::{BootNanos, GapCode};
 use warptrace_store::Session;
 
@@ -43,10 +43,21 @@ pub(crate) fn run(global: &Global, args: &ReplayArgs) -> anyhow::Result<u8> {
     };
     let mut engine = Engine::with_inference(rules, Inference::new(settings)?);
     let node = Node::default();
-    let mut found = BTreeSet::new();
+    let ids = |part: &Session| -> anyhow::Result<BTreeSet<EventId>> {
+        Ok(part.outliers()?.iter().map(|o| o.id).collect())
+    };
+    // What ended in the last second of a session was judged, and is stored, in the next one.
+    let here = ids(asked)?;
+    let mut recorded = BTreeSet::new();
+    for part in &parts {
+        recorded.extend(ids(part)?);
+    }
+    let (mut found, mut told) = (BTreeSet::new(), 0);
     let mut tell = |output: InferenceOutput| -> anyhow::Result<()> {
-        for outlier in output.outliers.iter().filter(|o| o.at >= begins) {
-            found.insert(outlier.id);
+        found.extend(output.outliers.iter().map(|o| o.id));
+        let of_asked = |o: &&Outlier| o.at >= begins || here.contains(&o.id);
+        for outlier in output.outliers.iter().filter(of_asked) {
+            told += 1;
             let message = node.outlier(outlier, meta.anchor_at(outlier.at));
             if args.output.json {
                 let mut line = Vec::new();
@@ -81,7 +92,6 @@ pub(crate) fn run(global: &Global, args: &ReplayArgs) -> anyhow::Result<u8> {
     tell(engine.drain().inference)?;
 
     let steps = engine.inference().map_or(0, |i| i.state().steps);
-    let recorded: BTreeSet<EventId> = asked.outliers()?.iter().map(|o| o.id).collect();
     if !args.output.json {
         let what = match (found.len(), recorded.difference(&found).count()) {
             (n, 0) if n == recorded.len() => "as the recording found them".to_owned(),
@@ -91,8 +101,7 @@ pub(crate) fn run(global: &Global, args: &ReplayArgs) -> anyhow::Result<u8> {
             ),
         };
         eprintln!(
-            "{} outliers of {steps} steps in session {}, {what}",
-            found.len(),
+            "{told} outliers of {steps} steps in session {}, {what}",
             meta.id
         );
         let was_paused = asked
