@@ -44,16 +44,7 @@ pub(crate) fn record(global: &Global, args: &RecordArgs) -> anyhow::Result<u8> {
     log::set(global, &settings)?;
     let prices = cost::of_settings(&settings)?;
     let signals = Signals::catch()?;
-    let job = Watched {
-        program: &program,
-        env: Vec::new(),
-        gpu_library: None,
-        sample_every: settings.sample_interval,
-        rules: Rules::default(),
-        annotate: settings.annotate,
-        paused: args.paused,
-        settings: Some(&settings),
-    };
+    let job = Watched::by(&program, &settings, args.paused);
     let mut ended = Outcome::default();
     let session = with_preload(global, &job, &signals, &mut |_| {}, &mut ended)?;
     conclude(global, session, &prices, args.json, args.quiet)?;
@@ -73,16 +64,7 @@ pub(crate) fn trace(global: &Global, args: &TraceArgs) -> anyhow::Result<u8> {
     log::set(global, &settings)?;
     let prices = cost::of_settings(&settings)?;
     let signals = Signals::catch()?;
-    let job = Watched {
-        program: &program,
-        env: Vec::new(),
-        gpu_library: None,
-        sample_every: settings.sample_interval,
-        rules: Rules::default(),
-        annotate: settings.annotate,
-        paused: false,
-        settings: Some(&settings),
-    };
+    let job = Watched::by(&program, &settings, false);
     let view = Trace {
         ring_size: settings.ring_size.0,
         json: settings.json,
@@ -116,6 +98,21 @@ pub(crate) struct Watched<'a> {
     pub(crate) paused: bool,
     /// How inference servers are followed, where what is found goes, what is kept. `None` for what lasts for seconds.
     pub(crate) settings: Option<&'a Loaded>,
+}
+
+impl<'a> Watched<'a> {
+    fn by(program: &'a Program, settings: &'a Loaded, paused: bool) -> Watched<'a> {
+        Watched {
+            program,
+            env: Vec::new(),
+            gpu_library: None,
+            sample_every: settings.sample_interval,
+            rules: Rules::default(),
+            annotate: settings.annotate,
+            paused,
+            settings: Some(settings),
+        }
+    }
 }
 
 impl Watched<'_> {
