@@ -46,6 +46,7 @@ pub fn thread_id() -> u32 {
 /// How many forks lie between this process and the one that first asked.
 ///
 /// Cost: one load, after [`watch`].
+#[inline]
 pub(crate) fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }

@@ -14,7 +14,7 @@
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 /// Looks of a visitor at whether the owner has left, before it sleeps between them: the owner may have been interrupted.
@@ -57,10 +57,24 @@ impl<T> Clone for Visitor<T> {
     }
 }
 
+impl<T> Shared<T> {
+    /// The owner waits for a visitor to leave, and keeps others out.
+    #[cold]
+    fn after_visitor(&self) -> MutexGuard<'_, ()> {
+        self.owner_in.store(false, Ordering::Release);
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // So that whoever comes from within `look` turns back.
+        self.owner_in.store(true, Ordering::Relaxed);
+        self.owner_was_in.store(true, Ordering::Relaxed);
+        turn
+    }
+}
+
 /// Lowers a flag when it goes, also when what was done meanwhile panicked.
 struct Raised<'a>(&'a AtomicBool);
 
 impl Drop for Raised<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
@@ -103,33 +117,24 @@ impl<T: Send> Owner<T> {
         }
         shared.owner_in.store(true, Ordering::Relaxed);
         shared.owner_was_in.store(true, Ordering::Relaxed);
-        let raised = Raised(&shared.owner_in);
         match shared.asymmetric {
             true => compiler_fence(Ordering::SeqCst),
             false => fence(Ordering::SeqCst),
         }
+        let mut turn = None;
         if shared.visitor_in.load(Ordering::Acquire) {
-            drop(raised);
-            return self.after_visitor(look);
+            turn = Some(shared.after_visitor());
         }
-        // SAFETY: `owner_in` was raised before `visitor_in` was found lowered, and a visitor raises that before it looks at
-        // `owner_in`; of two such, with a fence between in both threads (the visitor's, of the kernel, stands in both), one at
-        // least sees the other. So a visitor that comes now waits until `raised` goes; what one before us did came before its
-        // store that we loaded. The owner itself is in this thread, and turned back above while it was in.
-        Some(look(unsafe { &mut *shared.value.get() }))
-    }
-
-    #[cold]
-    fn after_visitor<R>(&self, look: impl FnOnce(&mut T) -> R) -> Option<R> {
-        let shared = &*self.shared;
-        let _turn = shared.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        // So that whoever comes from within `look` turns back.
-        shared.owner_in.store(true, Ordering::Relaxed);
-        shared.owner_was_in.store(true, Ordering::Relaxed);
-        let _raised = Raised(&shared.owner_in);
-        // SAFETY: a visitor holds `turn` while it is in, and we hold it; the owner is in this thread, and `with` turned back while
-        // it was in.
-        Some(look(unsafe { &mut *shared.value.get() }))
+        let raised = Raised(&shared.owner_in);
+        // SAFETY: without `turn`, `owner_in` was raised before `visitor_in` was found lowered, and a visitor raises that before it
+        // looks at `owner_in`; of two such, with a fence between in both threads (the visitor's, of the kernel, stands in both),
+        // one at least sees the other. So a visitor that comes now waits until `raised` goes; what one before us did came before
+        // its store that we loaded. With `turn`, a visitor waits until we let go of that. The owner itself is in this thread, and
+        // turned back above while it was in.
+        let looked = look(unsafe { &mut *shared.value.get() });
+        drop(raised);
+        drop(turn);
+        Some(looked)
     }
 
     /// In a forked child: no visitor was in at the fork, who would be in for ever. If one was, the value is not to be used any
@@ -259,8 +264,11 @@ mod tests {
         let nested = owner.with(|_| owner.with(|value| *value));
         assert_eq!(nested, Some(None));
         assert_eq!(owner.with(|value| *value), Some(1));
-        let nested = owner.after_visitor(|_| owner.with(|value| *value));
+        // Also when it came in by turn.
+        owner.shared.visitor_in.store(true, Ordering::Relaxed);
+        let nested = owner.with(|_| owner.with(|value| *value));
         assert_eq!(nested, Some(None));
+        assert!(owner.shared.turn.try_lock().is_ok());
     }
 
     #[test]

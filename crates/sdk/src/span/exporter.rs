@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::event::{DataLoss, Event};
-use super::scopes::{Batch, Plain};
+use super::scopes::{Batch, Places};
 use super::{Attributes, Span, Timestamp};
 
 /// Why an exporter did not take something.
@@ -205,6 +205,7 @@ pub(super) fn exporting<T>(export: impl FnOnce() -> T) -> T {
     done
 }
 
+#[inline]
 pub(super) fn is_exporting() -> bool {
     EXPORTING.get()
 }
@@ -257,7 +258,7 @@ impl Outlet {
     }
 
     /// Gives it `item`. A first failure is reported to it, at `now`. Gives back what can be filled again.
-    pub(super) fn deliver(&self, item: Item, now: impl Fn() -> Timestamp) -> Option<Vec<Plain>> {
+    pub(super) fn deliver(&self, item: Item, now: impl Fn() -> Timestamp) -> Option<Places> {
         let Item::Ended(mut batch) = item else {
             self.deliver_one(&item, now);
             return None;

@@ -44,6 +44,7 @@ pub enum Filter {
 }
 
 impl Filter {
+    #[inline]
     fn passes(&self, name: &str) -> bool {
         match self {
             Filter::All => true,
@@ -275,6 +276,7 @@ impl Recorder {
     }
 
     /// Whether it records. Cost: one load.
+    #[inline]
     pub fn is_on(&self) -> bool {
         self.0.on.load(Ordering::Relaxed)
     }
@@ -421,6 +423,7 @@ impl Recorder {
         })
     }
 
+    #[inline]
     pub fn is_closed(&self) -> bool {
         self.0.closed.load(Ordering::Acquire)
     }

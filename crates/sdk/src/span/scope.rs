@@ -87,32 +87,39 @@ impl<'r> Scope<'r> {
 
     /// Ends here, with attributes of the event of its end.
     pub fn end(mut self, event_attributes: Attributes) {
-        if !event_attributes.is_empty() {
-            let _ = self.span();
+        if event_attributes.is_empty() {
+            return;
         }
-        self.stop(event_attributes);
+        let _ = self.span();
+        if let (Some(recorder), Some(span)) = (self.recorder.take(), self.span.take()) {
+            stop(recorder, &span, self.key, event_attributes);
+        }
     }
 
+    /// A plain span has no attributes of its end.
     #[inline]
-    fn stop(&mut self, event_attributes: Attributes) {
+    fn stop(&mut self) {
         let Some(recorder) = self.recorder.take() else {
             return;
         };
         match (self.span.take(), self.key) {
-            (Some(span), key) => {
-                if let Some(key) = key {
-                    recorder.forget(key);
-                }
-                let end = End {
-                    event_attributes,
-                    at: None,
-                };
-                let _ = recorder.stop(&span, end);
-            }
+            (Some(span), key) => stop(recorder, &span, key, Attributes::new()),
             (None, Some(key)) => recorder.end(key),
             (None, None) => {}
         }
     }
+}
+
+#[inline(never)]
+fn stop(recorder: &Recorder, span: &Span, key: Option<u64>, event_attributes: Attributes) {
+    if let Some(key) = key {
+        recorder.forget(key);
+    }
+    let end = End {
+        event_attributes,
+        at: None,
+    };
+    let _ = recorder.stop(span, end);
 }
 
 fn record_error(recorder: &Recorder, span: &Span, exception: &Exception) {
@@ -129,13 +136,14 @@ fn record_panic(recorder: &Recorder, span: &Span) {
 }
 
 impl Drop for Scope<'_> {
+    #[inline]
     fn drop(&mut self) {
         if std::thread::panicking()
             && let (Some(recorder), Some(span)) = (self.recorder, self.span())
         {
             record_panic(recorder, span);
         }
-        self.stop(Attributes::new());
+        self.stop();
     }
 }
 

@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -76,12 +77,69 @@ pub(super) struct Said {
     shared: Option<Span>,
 }
 
+/// Places for spans: those in use, and behind them empty ones.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Places {
+    all: Vec<Plain>,
+    used: usize,
+}
+
+impl Deref for Places {
+    type Target = [Plain];
+
+    #[inline]
+    fn deref(&self) -> &[Plain] {
+        &self.all[..self.used]
+    }
+}
+
+impl DerefMut for Places {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [Plain] {
+        &mut self.all[..self.used]
+    }
+}
+
+impl Places {
+    fn for_a_batch() -> Places {
+        let mut places = Places::default();
+        places.grow(BATCH);
+        places
+    }
+
+    #[cold]
+    fn grow(&mut self, by: usize) {
+        self.all.resize_with(self.all.len() + by, || Plain::EMPTY);
+    }
+
+    /// One more, which is empty, and those before it.
+    #[inline]
+    fn add(&mut self) -> (&mut [Plain], &mut Plain) {
+        if self.used == self.all.len() {
+            self.grow(BATCH);
+        }
+        let (others, free) = self.all.split_at_mut(self.used);
+        self.used += 1;
+        (others, &mut free[0])
+    }
+
+    /// Those that are `wanted`, in their order; their places are empty.
+    fn remove(&mut self, wanted: impl Fn(&Plain) -> bool) -> impl Iterator<Item = Plain> {
+        let wanted = self.iter_mut().filter(move |place| wanted(place));
+        wanted.map(|place| std::mem::replace(place, Plain::EMPTY))
+    }
+
+    fn clear(&mut self) {
+        self.fill_with(|| Plain::EMPTY);
+        self.used = 0;
+    }
+}
+
 impl Batch {
-    /// What has ended, in that order; the places are empty after it.
+    /// What has ended, in that order; its places are empty after it.
     pub(super) fn ended(&mut self) -> impl Iterator<Item = Plain> {
-        self.places.retain(|place| place.state == State::Ended);
         self.places.sort_by_key(|place| place.outer);
-        self.places.drain(..)
+        self.places.remove(|place| place.state == State::Ended)
     }
 
     /// The last `count`, which are in it no more.
@@ -89,7 +147,10 @@ impl Batch {
         self.ended -= count;
         let mut all: Vec<Plain> = self.ended().collect();
         let last = all.split_off(self.ended);
-        self.places = all;
+        self.places = Places {
+            used: all.len(),
+            all,
+        };
         last
     }
 }
@@ -104,7 +165,7 @@ impl Plain {
         name: Cow::Borrowed(""),
         start: Timestamp::new(0, 0.0),
         end: Timestamp::new(0, 0.0),
-        state: State::Open,
+        state: State::Over,
         wanted: false,
         thread: 0,
         said: None,
@@ -129,7 +190,7 @@ impl Plain {
 /// Spans that have ended, among others that nobody is to have.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Batch {
-    pub(super) places: Vec<Plain>,
+    pub(super) places: Places,
     /// How many have ended.
     pub(super) ended: usize,
 }
@@ -166,7 +227,7 @@ struct Local {
     last_key: u64,
     latest: Latest,
     /// In the order of their keys: spans that are open, and among them those that have ended.
-    places: Vec<Plain>,
+    places: Places,
     /// How many are open, and how many have ended and are wanted, of those that are here and of all.
     open: usize,
     ended: usize,
@@ -183,10 +244,7 @@ impl Local {
         self.last_key += 1;
         // Written field by field where it stays: a processor waits when it is to load by larger or other pieces what it has just
         // stored, as for a copy of the whole.
-        self.places.push(Plain::EMPTY);
-        let [others @ .., place] = &mut self.places[..] else {
-            unreachable!("one was pushed");
-        };
+        let (others, place) = self.places.add();
         place.key = self.last_key;
         place.outer = outer;
         place.id = id;
@@ -194,6 +252,7 @@ impl Local {
         // For the same reason without a look at what was there: it is empty.
         std::mem::forget(std::mem::replace(&mut place.name, name));
         place.start = at;
+        place.state = State::Open;
         place.wanted = wanted;
         place.thread = self.thread;
         match (&self.latest, outer_place.map(|outer| &others[outer])) {
@@ -310,12 +369,13 @@ impl Local {
         }
     }
 
-    /// Takes what has ended; what is open moves to `room`.
-    fn take(&mut self, room: Vec<Plain>) -> Batch {
+    /// Takes what has ended; what is open moves to `room`, which is empty.
+    fn take(&mut self, room: Places) -> Batch {
         let mut places = std::mem::replace(&mut self.places, room);
         if self.open > 0 {
-            let open = places.extract_if(.., |place| place.state == State::Open);
-            self.places.extend(open);
+            for open in places.remove(|place| place.state == State::Open) {
+                *self.places.add().1 = open;
+            }
         }
         let ended = std::mem::take(&mut self.ended);
         Batch { places, ended }
@@ -357,6 +417,13 @@ impl Local {
     }
 }
 
+/// What no queue took: what of it found its queue full, and places that nobody needs. To be let go of where nothing is locked.
+#[derive(Debug, Default)]
+struct Left {
+    refused: Vec<Plain>,
+    places: Places,
+}
+
 /// What all threads have of one recorder.
 pub(super) struct Scopes {
     key: u64,
@@ -378,7 +445,7 @@ impl Inherit for Threads {
 }
 
 #[derive(Debug, Default)]
-struct Spare(Vec<Vec<Plain>>);
+struct Spare(Vec<Places>);
 
 impl Inherit for Spare {
     fn inherit(_: Option<&mut Spare>) -> Spare {
@@ -412,9 +479,9 @@ impl Drop for Here {
         }
         let last = self
             .local
-            .with(|local| (local.take(Vec::new()), local.open == 0));
+            .with(|local| (local.take(Places::default()), local.open == 0));
         if let (Some((batch, is_over)), Some(scopes)) = (last, self.scopes.upgrade()) {
-            scopes.hand_over(batch);
+            scopes.let_go(scopes.hand_over(batch));
             if is_over {
                 let mut threads = scopes.threads.lock();
                 threads.0.retain(|thread| !self.local.is_visited_by(thread));
@@ -601,7 +668,7 @@ impl Scopes {
     pub(super) fn bring(self: &Arc<Scopes>) {
         let room = self.room();
         if let Some(batch) = self.here(|local| local.take(room)) {
-            self.hand_over(batch);
+            self.let_go(self.hand_over(batch));
         }
     }
 
@@ -610,15 +677,13 @@ impl Scopes {
         for thread in self.threads() {
             // Made before the thread may have to wait.
             let mut room = self.room();
-            let refused = thread.visit_for_news(|local| match local.ended {
-                0 => Vec::new(),
+            let left = thread.visit_for_news(|local| match local.ended {
+                0 => Left::default(),
                 // Here, so that nothing that the thread exports next comes before.
                 _ => self.hand_over(local.take(std::mem::take(&mut room))),
             });
-            drop(refused);
-            if room.capacity() > 0 {
-                self.recycle(room);
-            }
+            self.let_go(left.unwrap_or_default());
+            self.recycle(room);
         }
     }
 
@@ -626,29 +691,36 @@ impl Scopes {
         self.threads.lock().0.clone()
     }
 
-    /// Gives back what a queue has no room for, to be let go of.
-    fn hand_over(&self, batch: Batch) -> Vec<Plain> {
-        let mut refused = Vec::new();
+    fn hand_over(&self, batch: Batch) -> Left {
+        let mut left = Left::default();
         match self.queues.split_last() {
             Some((last, others)) if batch.ended > 0 => {
                 for queue in others {
-                    refused.extend(queue.push_ended(batch.clone()));
+                    left.refused.extend(queue.push_ended(batch.clone()));
                 }
-                refused.extend(last.push_ended(batch));
+                left.refused.extend(last.push_ended(batch));
             }
-            _ => return batch.places,
+            _ => left.places = batch.places,
         }
-        refused
+        left
+    }
+
+    fn let_go(&self, left: Left) {
+        drop(left.refused);
+        self.recycle(left.places);
     }
 
     /// Places for a batch.
-    fn room(&self) -> Vec<Plain> {
+    fn room(&self) -> Places {
         let spare = self.spare.lock().0.pop();
-        spare.unwrap_or_else(|| Vec::with_capacity(BATCH))
+        spare.unwrap_or_else(Places::for_a_batch)
     }
 
     /// Takes what is left of a batch, to fill it again.
-    pub(super) fn recycle(&self, mut places: Vec<Plain>) {
+    pub(super) fn recycle(&self, mut places: Places) {
+        if places.all.is_empty() {
+            return;
+        }
         places.clear();
         let mut spare = self.spare.lock();
         if spare.0.len() < SPARE {
@@ -659,13 +731,19 @@ impl Scopes {
     /// `None` in a thread that is about to end, whose own memory is gone. `look` must not come back here.
     #[inline]
     fn here<T>(self: &Arc<Scopes>, look: impl FnOnce(&mut Local) -> T) -> Option<T> {
-        let is_here = |here: &&Here| here.key == self.key && here.generation == fork::generation();
+        let is_here = |here: &Here| here.key == self.key && here.generation == fork::generation();
         let here = HERE.try_with(|all| {
-            if let Some(here) = all.borrow().iter().find(is_here) {
-                return here.local.with(look);
-            }
-            self.arrive(all);
-            all.borrow().iter().find(is_here)?.local.with(look)
+            let mut known = all.borrow();
+            let at = match known.iter().position(is_here) {
+                Some(at) => at,
+                None => {
+                    drop(known);
+                    self.arrive(all);
+                    known = all.borrow();
+                    known.iter().position(is_here)?
+                }
+            };
+            known[at].local.with(look)
         });
         here.ok().flatten()
     }
@@ -708,7 +786,7 @@ impl Here {
         self.generation = fork::generation();
         self.local.with(|local| {
             local.thread = fork::thread_id();
-            local.take(Vec::new())
+            local.take(Places::default())
         });
         Some(self)
     }

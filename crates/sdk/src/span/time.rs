@@ -120,13 +120,25 @@ struct Anchor {
     valid: u64,
     /// ns a count.
     rate: u64,
-    /// CLOCK_MONOTONIC and the counter, when the counter's speed began to be measured, and at the last reading.
+}
+
+/// What the counter's speed is measured by: CLOCK_MONOTONIC and the counter, when that began, and at the last reading.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
     first: (i64, u64),
     last: (i64, u64),
 }
 
 thread_local! {
     static ANCHOR: Cell<Anchor> = const { Cell::new(Anchor::NONE) };
+    static MEASURED: Cell<Measured> = const { Cell::new(Measured::NONE) };
+}
+
+impl Measured {
+    const NONE: Measured = Measured {
+        first: (0, 0),
+        last: (0, 0),
+    };
 }
 
 impl Anchor {
@@ -136,25 +148,24 @@ impl Anchor {
         counts: 0,
         valid: 0,
         rate: 0,
-        first: (0, 0),
-        last: (0, 0),
     };
 
     /// CLOCK_MONOTONIC when the counter says `counts`.
+    #[inline]
     fn monotonic_at(&self, counts: u64) -> Option<i64> {
         let since = counts.wrapping_sub(self.counts);
         (since < self.valid).then(|| self.monotonic + ((since * self.rate) >> POINT) as i64)
     }
 
     /// CLOCK_MONOTONIC now, and what it goes by from here on.
-    fn read(self) -> (i64, Anchor) {
+    fn read(self, measured: Measured) -> (i64, Anchor, Measured) {
         let counted = ticks::can_be_relied_on();
         let (monotonic, counts) = match counted {
             true => read_together(),
             false => (nanos(ClockId::CLOCK_MONOTONIC), 0),
         };
         if self.valid == 0 && monotonic < self.monotonic.saturating_add(VALID_NANOS as i64) {
-            return (monotonic, self);
+            return (monotonic, self, measured);
         }
         // By the counter a thread may have come a little further than the clock is; it waits for that, going slower.
         let furthest = match self.valid {
@@ -167,24 +178,36 @@ impl Anchor {
             apart: nanos(ClockId::CLOCK_REALTIME) - nanos(ClockId::CLOCK_MONOTONIC),
             ..Anchor::NONE
         };
+        let last = (monotonic, counts);
+        let mut first = last;
         if counted {
-            next.last = (monotonic, counts);
-            next.first = next.last;
             // From the first reading on, it is the better known the longer that is ago. From the last one on it says whether that
             // still holds: a machine that was suspended, or moved to another, begins again.
             if let (Some(rate), Some(lately)) =
-                (rate(self.first, next.last), rate(self.last, next.last))
+                (rate(measured.first, last), rate(measured.last, last))
                 && rate.abs_diff(lately) <= rate / 1000
             {
                 let slower = VALID_NANOS - ahead as u64;
-                next.first = self.first;
+                first = measured.first;
                 next.counts = counts;
                 next.valid = (VALID_NANOS << POINT) / rate;
                 next.rate =
                     (u128::from(rate) * u128::from(slower) / u128::from(VALID_NANOS)) as u64;
             }
         }
-        (next.monotonic, next)
+        (next.monotonic, next, Measured { first, last })
+    }
+
+    /// CLOCK_MONOTONIC and CLOCK_REALTIME less that, by the system's clocks.
+    #[cold]
+    fn renew() -> (i64, i64) {
+        // A thread that ends has no place for it any more.
+        let known = ANCHOR.try_with(Cell::get).unwrap_or(Anchor::NONE);
+        let measured = MEASURED.try_with(Cell::get).unwrap_or(Measured::NONE);
+        let (monotonic, next, measured) = known.read(measured);
+        let _ = ANCHOR.try_with(|anchor| anchor.set(next));
+        let _ = MEASURED.try_with(|kept| kept.set(measured));
+        (monotonic, next.apart)
     }
 }
 
@@ -226,15 +249,10 @@ fn read_together() -> (i64, u64) {
 impl Clock for SystemClock {
     #[inline]
     fn now(&self) -> Timestamp {
-        // A thread that ends has no place for it any more.
         let known = ANCHOR.try_with(Cell::get).unwrap_or(Anchor::NONE);
         let (monotonic, apart) = match known.monotonic_at(ticks::read()) {
             Some(monotonic) => (monotonic, known.apart),
-            None => {
-                let (monotonic, next) = known.read();
-                let _ = ANCHOR.try_with(|anchor| anchor.set(next));
-                (monotonic, next.apart)
-            }
+            None => Anchor::renew(),
         };
         // As Python computes it, so that its moments and ours are of one kind.
         Timestamp::new(monotonic + apart, monotonic as f64 * 1e-9)
@@ -295,7 +313,7 @@ mod tests {
             valid: 1,
             ..Anchor::NONE
         };
-        let (monotonic, next) = ahead.read();
+        let (monotonic, next, _) = ahead.read(Measured::NONE);
         assert!(monotonic >= ahead.monotonic + VALID_NANOS as i64 - 1);
         if next.rate > 0 {
             let end = next.monotonic_at(next.counts + next.valid - 1).unwrap();
