@@ -1,4 +1,4 @@
-//! Capture by eBPF: any process, from outside, at full detail.
+//! Capture by eBPF: any from outside, at full detail.
 //!
 //! Loads the committed object of `bpf/`, places two uprobe-multi links in every library that exports CUDA's or NCCL's
 //! entry points, as processes map it, and reads what the programs send. Needs Linux 5.15 with type information (perf events
@@ -10,46 +10,37 @@
 //! from a container) keeps the machine's number with the top bit set.
 //!
 //! Nobody is woken by a record: [`Source::poll`] is called every few ms to 50 ms, and [`Ebpf::wait`] returns early only
-//! when the ring is a quarter full. Dropping the value stops everything, as does the end of this process, however it
+//! when the ring is a quarter full. Dropping the value stops everything, as does the end of this however it
 //! comes: nothing is pinned.
 
+mod counts;
 pub mod kernel;
 mod layout;
 mod library;
+mod load;
 mod mappings;
+mod tell;
 mod uprobes;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use libbpf_rs::{
-    Link, MapCore as _, MapFlags, Object, ObjectBuilder, OpenObject, PrintLevel, ProgramAttachType,
-    ProgramInput, RingBuffer, RingBufferBuilder,
-};
-use warptrace_model::{
-    BootNanos, Device, FilePath, Gap, GapCode, Histogram, Loss, LossReason, OpCount, OpKey, Pid,
-    Thread, ThreadName, Window,
-};
-use warptrace_record::{Kind, NO_SYSCALL, Record, flag, process};
+use libbpf_rs::{Link, MapCore as _, MapFlags, Object, ProgramInput, RingBuffer};
+use warptrace_model::{BootNanos, Gap, GapCode, Histogram, OpKey, Window};
+use warptrace_record::Record;
 
-use self::kernel::{Kernel, ProbeKind, Refusal, Version};
-use self::layout::{Count, Settings};
+use self::kernel::{Kernel, ProbeKind, Refusal};
+use self::layout::Count;
 use self::library::{FileKey, Library};
 use self::mappings::{Mappings, Seen};
 use self::uprobes::Uprobes;
-use crate::symbols::UserStack;
 use crate::{Batch, Source, SourceError, clock, maps, proc};
 
 pub use self::library::AttachError;
 pub(crate) use self::library::is_candidate;
-
-#[cfg(target_arch = "x86_64")]
-static OBJECT: &[u8] = include_bytes!("../../../../bpf/warptrace.x86_64.bpf.o");
-#[cfg(target_arch = "aarch64")]
-static OBJECT: &[u8] = include_bytes!("../../../../bpf/warptrace.aarch64.bpf.o");
 
 /// How to capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,37 +102,11 @@ impl From<StartError> for SourceError {
     }
 }
 
-fn refused(what: &'static str, source: libbpf_rs::Error) -> StartError {
-    StartError::Kernel {
-        what,
-        hint: "run with RUST_LOG=warptrace_capture=debug for the verifier's words",
-        source,
-    }
-}
-
 /// Records taken from the ring in one poll at most, so that a flood cannot keep the caller.
 const MAX_POLL: usize = 1 << 16;
 
 /// Counts and losses are read this often, ns.
 const COUNTS_EVERY: u64 = 1_000_000_000;
-
-/// Most descriptors whose paths are remembered, most processes and threads: then the memory is emptied.
-const MAX_KNOWN: usize = 1 << 14;
-
-/// Stacks in the kernel's map, of which it holds 8192, at which it is emptied.
-const MAX_STACKS: usize = 4096;
-
-/// Entries of the map of counts where all of it is taken at the start, 2.5 KiB each.
-const FIXED_COUNTS: u32 = 2048;
-
-/// Where a block request begins; and what is probed instead on kernels before 6.5, which do not tell it.
-const IO_START: &str = "block_io_start";
-const INSTEAD_OF_IO_START: [&str; 2] = ["block_bio_queue", "block_split"];
-
-fn stand_in_for_io_start(kernel: &Kernel) -> bool {
-    let has = |name: &&str| kernel.has_tracepoint(name);
-    !kernel.has_tracepoint(IO_START) && INSTEAD_OF_IO_START.iter().all(has)
-}
 
 /// What the ring's callback fills.
 #[derive(Default)]
@@ -228,16 +193,17 @@ impl Ebpf {
                 return Err(StartError::NoProcess(*pid));
             }
         }
-        log_libbpf();
+        load::log_libbpf();
         if kernel.probe_kind() == ProbeKind::PerfEvents {
             // Four descriptors a function.
             crate::sys::raise_descriptor_limit();
         }
         let started = clock::boot_now();
         let mut gaps = Vec::new();
-        let object = load(&kernel, options, started, &mut gaps)?;
+        let object = load::load(&kernel, options, started, &mut gaps)?;
         let inbox = Arc::new(Mutex::new(Inbox::default()));
-        let ring = open_ring(&object, Arc::clone(&inbox)).map_err(|e| refused("ring", e))?;
+        let ring =
+            load::open_ring(&object, Arc::clone(&inbox)).map_err(|e| load::refused("ring", e))?;
         let mut ebpf = Ebpf {
             uprobes: Uprobes::default(),
             links: Vec::new(),
@@ -301,7 +267,7 @@ impl Ebpf {
             .progs_mut()
             .find(|p| p.name() == "watch")
             .ok_or_else(|| {
-                refused(
+                load::refused(
                     "program watch",
                     io::Error::from(io::ErrorKind::NotFound).into(),
                 )
@@ -311,11 +277,11 @@ impl Ebpf {
                 context_in: Some(&mut args),
                 ..ProgramInput::default()
             })
-            .map_err(|e| refused("program watch", e))?;
+            .map_err(|e| load::refused("program watch", e))?;
         self.job.insert(pid);
         self.named.push(pid);
         if from_start {
-            remember(&mut self.fresh, pid);
+            tell::remember(&mut self.fresh, pid);
         }
         Ok(())
     }
@@ -369,7 +335,7 @@ impl Ebpf {
                 Ok(link) => links.push(link),
                 // Without the scheduler there is nothing to explain with; the rest can be missed.
                 Err(e) if tracepoint.starts_with("sched_") => {
-                    return Err(refused("scheduler probes", e));
+                    return Err(load::refused("scheduler probes", e));
                 }
                 Err(e) => failed.push(format!("{tracepoint}: {e}")),
             }
@@ -421,13 +387,13 @@ impl Ebpf {
             AttachError::Unreadable { .. } => GapCode::NoSymbols,
             // PyTorch's library need not hold NCCL.
             AttachError::NothingToTrace { .. } => {
-                remember(&mut self.failed, path);
+                tell::remember(&mut self.failed, path);
                 return;
             }
             AttachError::Refused { .. } => GapCode::ProbeMissing,
         };
         self.gap(code, format!("{}", Chain(&error)));
-        remember(&mut self.failed, path);
+        tell::remember(&mut self.failed, path);
     }
 
     fn poll_mappings(&mut self) {
@@ -440,265 +406,6 @@ impl Ebpf {
                 Seen::Mapped { pid, path } => self.find(maps::through_root(pid, &path)),
                 Seen::Lost => self.find_everywhere(),
             }
-        }
-    }
-
-    // ---- records ----
-
-    fn sort(&mut self, mut record: Record, out: &mut Batch) {
-        // A record that was overtaken by the next of its CPU looks like a gap too: then nothing is found lost.
-        let last = self.last_seq.insert(record.cpu, record.seq);
-        self.gap_seen |= last.is_some_and(|last| record.seq != last.wrapping_add(1));
-        match record.kind() {
-            Some(Kind::Process) => self.process_record(&record, out),
-            Some(Kind::OffCpu) => {
-                self.tell_path(&record, out);
-                out.records.push(record);
-            }
-            Some(Kind::Call) => {
-                self.tally_call(&record);
-                record.stack_id = self.tell_stack(record.pid, record.stack_id, out);
-                out.records.push(record);
-            }
-            _ => out.records.push(record),
-        }
-    }
-
-    fn process_record(&mut self, r: &Record, out: &mut Batch) {
-        match r.op {
-            process::NAME => {
-                let mut bytes = [0; 16];
-                bytes[..8].copy_from_slice(&r.arg0.to_le_bytes());
-                bytes[8..].copy_from_slice(&r.arg1.to_le_bytes());
-                let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-                out.names.push(ThreadName {
-                    thread: Thread::new(r.pid, r.tid),
-                    name: String::from_utf8_lossy(&bytes[..end]).into(),
-                });
-                self.tell_process(r.pid, out);
-                return;
-            }
-            process::SEEN => {
-                remember(&mut self.job, r.pid);
-                // It may have been told of as somebody who was in the way.
-                self.told.remove(&r.pid);
-                self.tell_process(r.pid, out);
-                tell_threads(r.pid, out);
-                return;
-            }
-            process::FORK if r.arg0 == r.arg1 => {
-                remember(&mut self.job, r.arg0 as u32);
-                self.told.remove(&(r.arg0 as u32));
-                self.tell_process(r.arg0 as u32, out);
-            }
-            process::EXEC => {
-                self.told.remove(&r.pid);
-                self.paths.retain(|(pid, _), _| *pid != r.pid);
-                self.tell_process(r.pid, out);
-            }
-            process::EXIT if r.pid == r.tid => {
-                self.job.remove(&r.pid);
-                self.fresh.remove(&r.pid);
-                self.told.remove(&r.pid);
-                self.paths.retain(|(pid, _), _| *pid != r.pid);
-                self.ended.push(r.pid);
-            }
-            _ => {}
-        }
-        out.records.push(*r);
-    }
-
-    /// Sends what is constant of a process, once.
-    fn tell_process(&mut self, pid: u32, out: &mut Batch) {
-        if pid == 0 || self.told.contains(&pid) {
-            return;
-        }
-        remember(&mut self.told, pid);
-        let in_job = self.job.contains(&pid);
-        let Some(mut info) = proc::process_info(pid, false, in_job) else {
-            return;
-        };
-        info.from_start = info.start > self.started || self.fresh.contains(&pid);
-        if in_job && !info.from_start {
-            let before = self.started.since(info.start) as f64 / 1e9;
-            self.gap(
-                GapCode::AttachedLate,
-                format!("process {pid} ran for {before:.1} s before it was watched"),
-            );
-        }
-        out.processes.push(info);
-    }
-
-    /// Sends what a descriptor is that a thread waited on, when that is new.
-    fn tell_path(&mut self, r: &Record, out: &mut Batch) {
-        // Anonymous files and pipes have no name worth a system call.
-        const REGULAR: u16 = 0o10;
-        const BLOCK: u16 = 0o6;
-        if r.op == NO_SYSCALL || r.ret < 0 || !matches!(r.device, REGULAR | BLOCK) {
-            return;
-        }
-        let Ok(path) = std::fs::read_link(format!("/proc/{}/fd/{}", r.pid, r.ret)) else {
-            return;
-        };
-        let path = path.to_string_lossy().into_owned();
-        let key = (r.pid, r.ret);
-        if self.paths.get(&key) == Some(&path) {
-            return;
-        }
-        if self.paths.len() >= MAX_KNOWN {
-            self.paths.clear();
-        }
-        self.paths.insert(key, path.clone());
-        out.paths.push(FilePath {
-            pid: Pid(r.pid),
-            fd: r.ret,
-            path,
-        });
-    }
-
-    /// Our number for the stack that the kernel's programs call `raw`; 0 for none. Sends the stack with its first record.
-    /// The kernel gives equal addresses one number, whoever's they are.
-    ///
-    /// The kernel's map never forgets, and has no room for another stack of the same hash: so it is emptied half full, and
-    /// its numbers then mean others.
-    fn tell_stack(&mut self, pid: u32, raw: u32, out: &mut Batch) -> u32 {
-        let Some(key) = raw.checked_sub(1).map(u32::to_le_bytes) else {
-            return 0;
-        };
-        if let Some(id) = self.stacks.get(&(pid, raw)) {
-            return *id;
-        }
-        let value = self
-            .map("stacks")
-            .and_then(|m| m.lookup(&key, MapFlags::ANY).ok()?)
-            .unwrap_or_default();
-        let addresses: Vec<u64> = value
-            .chunks_exact(8)
-            .map(|a| layout::u64_at(a, 0))
-            .take_while(|a| *a != 0)
-            .collect();
-        if addresses.is_empty() {
-            return 0;
-        }
-        let id = self.next_stack;
-        self.next_stack = id.wrapping_add(1).max(1);
-        self.stacks.insert((pid, raw), id);
-        out.stacks.push(UserStack { id, pid, addresses });
-        id
-    }
-
-    fn forget_stacks(&mut self) {
-        if self.stacks.len() < MAX_STACKS {
-            return;
-        }
-        for (_, raw) in std::mem::take(&mut self.stacks).into_keys() {
-            if let Some(map) = self.map("stacks") {
-                // Gone already is as good.
-                let _ = map.delete(&(raw - 1).to_le_bytes());
-            }
-        }
-    }
-
-    // ---- counts ----
-
-    /// Counts a call that came as a record: the kernel counts only the others.
-    fn tally_call(&mut self, r: &Record) {
-        let part_of_another = r.flags & flag::NESTED != 0 && r.flags & flag::NESTED_IN_LIBRARY == 0;
-        if part_of_another || r.flags & flag::NO_RETURN != 0 {
-            return;
-        }
-        if let Some(op) = r.call_op() {
-            let tally = self
-                .tally
-                .entry(OpKey {
-                    pid: Pid(r.pid),
-                    device: Device::from_record(r.device),
-                    op,
-                })
-                .or_default();
-            tally.total = tally.total.saturating_add(r.dur);
-            tally.durations.record(r.dur);
-        }
-    }
-
-    fn count(&mut self, now: BootNanos, out: &mut Batch) {
-        let window = Window {
-            start: self.counted_at,
-            end: now,
-        };
-        self.counted_at = now;
-        for (key, value) in self.entries("counts") {
-            let Some(key_bytes) = key.first_chunk::<8>() else {
-                continue;
-            };
-            let Some(op_key) = layout::decode_count_key(key_bytes) else {
-                continue;
-            };
-            if let Some((total, durations)) =
-                self.counts.entry(*key_bytes).or_default().advance(&value)
-            {
-                let tally = self.tally.entry(op_key).or_default();
-                tally.total = tally.total.saturating_add(total);
-                tally.durations.merge(&durations);
-            }
-        }
-        out.counts
-            .extend(self.tally.drain().map(|(key, tally)| OpCount {
-                key,
-                window,
-                total: tally.total,
-                durations: tally.durations,
-            }));
-        // Calls of the ended were all counted before their end was seen.
-        for pid in std::mem::take(&mut self.ended) {
-            let gone: Vec<[u8; 8]> = self
-                .counts
-                .keys()
-                .filter(|k| layout::u32_at(k.as_slice(), 0) == pid)
-                .copied()
-                .collect();
-            for key in gone {
-                self.counts.remove(&key);
-                if let Some(map) = self.map("counts") {
-                    // Gone already is as good.
-                    let _ = map.delete(&key);
-                }
-            }
-        }
-    }
-
-    fn count_losses(&mut self, window: Window, out: &mut Batch) {
-        let cpus = self
-            .map(".bss.cpus")
-            .and_then(|m| m.lookup(&[0; 4], MapFlags::ANY).ok()?);
-        let Some(cpus) = cpus else { return };
-        let now = layout::decode_losses(&cpus);
-        let reasons = [
-            LossReason::RingFull,
-            LossReason::MapFull,
-            LossReason::NoReturn,
-        ];
-        for (reason, (new, old)) in reasons.into_iter().zip(now.into_iter().zip(self.losses)) {
-            if new != old {
-                out.losses.push(Loss {
-                    source: "ebpf",
-                    reason,
-                    count: new.wrapping_sub(old),
-                    window: Some(window),
-                    pid: None,
-                });
-            }
-        }
-        self.losses = now;
-        let malformed = std::mem::take(&mut self.lock().malformed);
-        if malformed > 0 {
-            out.losses.push(Loss {
-                source: "ebpf",
-                reason: LossReason::Malformed,
-                count: malformed,
-                window: Some(window),
-                pid: None,
-            });
         }
     }
 
@@ -736,7 +443,7 @@ impl Source for Ebpf {
         self.poll_mappings();
         for pid in std::mem::take(&mut self.named) {
             self.tell_process(pid, out);
-            tell_threads(pid, out);
+            tell::tell_threads(pid, out);
         }
         let taken = self.ring.consume_raw_n(MAX_POLL);
         if taken < 0 {
@@ -788,18 +495,6 @@ impl Source for Ebpf {
     }
 }
 
-/// Sends the names of threads that may not run for long: the others name themselves when they do.
-fn tell_threads(pid: u32, out: &mut Batch) {
-    for tid in proc::unsorted_tids(pid) {
-        if let Some(name) = proc::thread_name(pid, tid) {
-            out.names.push(ThreadName {
-                thread: Thread::new(pid, tid),
-                name: name.into(),
-            });
-        }
-    }
-}
-
 /// An error with its causes, in one line.
 struct Chain<'a>(&'a dyn std::error::Error);
 
@@ -813,124 +508,4 @@ impl std::fmt::Display for Chain<'_> {
         }
         Ok(())
     }
-}
-
-/// Adds to a memory of bounded size: a full one begins anew, and says some things twice.
-fn remember<T: Eq + std::hash::Hash>(set: &mut HashSet<T>, value: T) {
-    if set.len() >= MAX_KNOWN {
-        set.clear();
-    }
-    set.insert(value);
-}
-
-fn log_libbpf() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        libbpf_rs::set_print(Some((PrintLevel::Debug, |level, text| {
-            let text = text.trim_end();
-            match level {
-                PrintLevel::Warn => tracing::warn!(target: "warptrace_capture::libbpf", "{text}"),
-                PrintLevel::Info | PrintLevel::Debug => {
-                    tracing::debug!(target: "warptrace_capture::libbpf", "{text}");
-                }
-            }
-        })));
-    });
-}
-
-fn load(
-    kernel: &Kernel,
-    options: &Options,
-    now: BootNanos,
-    gaps: &mut Vec<Gap>,
-) -> Result<Object, StartError> {
-    let mut open = ObjectBuilder::default()
-        .open_memory(OBJECT)
-        .map_err(|e| refused("object", e))?;
-    for mut program in open.progs_mut() {
-        let section = program.section().to_string_lossy().into_owned();
-        let Some(tracepoint) = section.strip_prefix("tp_btf/") else {
-            if section.ends_with("probe.multi") && kernel.probe_kind() == ProbeKind::PerfEvents {
-                // The section's type of attachment is what old kernels do not know; none is that of a perf event.
-                program.set_attach_type(ProgramAttachType::CgroupInetIngress);
-            }
-            continue;
-        };
-        if INSTEAD_OF_IO_START.contains(&tracepoint) {
-            program.set_autoload(stand_in_for_io_start(kernel));
-        } else if tracepoint == IO_START && stand_in_for_io_start(kernel) {
-            program.set_autoload(false);
-        } else if !kernel.has_tracepoint(tracepoint) {
-            program.set_autoload(false);
-            gaps.push(Gap {
-                code: GapCode::ProbeMissing,
-                detail: format!("this kernel has no tracepoint {tracepoint}"),
-                count: 1,
-            });
-        }
-    }
-    let settings = Settings {
-        ring_bytes: u64::from(options.ring_bytes),
-        loaded_at: now.0,
-        off_cpu_min: options.off_cpu_min_nanos,
-        stack_min: options.stack_min_nanos,
-        listed: options.pids.is_some(),
-        all_block_io: options.all_block_io,
-        pid_namespace: kernel.pid_namespace.unwrap_or(0),
-        has: [
-            (kernel.switch_state, layout::HAS_SWITCH_STATE),
-            (kernel.victim_task, layout::HAS_VICTIM_TASK),
-            (!stand_in_for_io_start(kernel), layout::HAS_IO_START),
-        ]
-        .into_iter()
-        .filter_map(|(has, bit)| has.then_some(bit))
-        .sum(),
-    };
-    let growing_maps = Version::parse(&kernel.release) >= kernel::GROWING_MAPS;
-    configure(&mut open, &settings, options.ring_bytes, growing_maps)
-        .map_err(|e| refused("settings", e))?;
-    open.load().map_err(|e| refused("programs", e))
-}
-
-fn configure(
-    open: &mut OpenObject,
-    settings: &Settings,
-    ring_bytes: u32,
-    growing_maps: bool,
-) -> Result<(), libbpf_rs::Error> {
-    for mut map in open.maps_mut() {
-        if map.name() == "ring" {
-            map.set_max_entries(ring_bytes)?;
-        } else if map.name() == "counts" && !growing_maps {
-            map.set_map_flags(0)?;
-            map.set_max_entries(FIXED_COUNTS)?;
-        } else if map.name() == ".rodata.settings"
-            && let Some(place) = map
-                .initial_value_mut()
-                .and_then(|v| v.get_mut(..Settings::BYTES))
-        {
-            place.copy_from_slice(&settings.encode());
-        }
-    }
-    Ok(())
-}
-
-fn open_ring(
-    object: &Object,
-    inbox: Arc<Mutex<Inbox>>,
-) -> Result<RingBuffer<'static>, libbpf_rs::Error> {
-    let map = object
-        .maps()
-        .find(|m| m.name() == "ring")
-        .ok_or_else(|| libbpf_rs::Error::from(io::Error::from(io::ErrorKind::NotFound)))?;
-    let mut builder = RingBufferBuilder::new();
-    builder.add(&map, move |bytes| {
-        let mut inbox = inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        match Record::decode(bytes) {
-            Ok(record) => inbox.records.push(record),
-            Err(_) => inbox.malformed += 1,
-        }
-        0
-    })?;
-    builder.build()
 }
