@@ -220,8 +220,9 @@ impl Capture {
             }
             assert!(
                 Instant::now() < give_up,
-                "no {what} in {:#?}",
-                self.batch.records
+                "no {what} in {:#?}, with {:?} lost",
+                self.batch.records,
+                self.batch.losses
             );
             self.ebpf.wait(Duration::from_millis(5));
         }

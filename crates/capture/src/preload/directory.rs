@@ -5,9 +5,11 @@
 //! here: a job that truncates it hurts itself.
 #![expect(unsafe_code, reason = "statvfs and the user id are not in std")]
 
+use std::collections::hash_map::RandomState;
 use std::ffi::CString;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::hash::BuildHasher as _;
+use std::io::{self, Write as _};
 use std::mem::offset_of;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -228,9 +230,9 @@ fn user() -> u32 {
 
 /// A new directory in `place`, for us alone, under a name that did not exist.
 fn make_directory(place: &Path) -> io::Result<PathBuf> {
-    let mut random = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut random)?;
-    let name = format!("{PREFIX}{}-{:016x}", user(), u64::from_le_bytes(random));
+    // Seeded by the kernel, also where there is no /dev/urandom.
+    let random = RandomState::new().hash_one(());
+    let name = format!("{PREFIX}{}-{random:016x}", user());
     let path = place.join(name);
     DirBuilder::new().mode(0o700).create(&path)?;
     Ok(path)
