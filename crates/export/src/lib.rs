@@ -20,6 +20,7 @@
 pub mod alert;
 mod metrics;
 pub mod otlp;
+mod phase;
 mod receive;
 mod resource;
 mod scrape;

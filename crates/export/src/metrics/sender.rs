@@ -10,6 +10,7 @@ use warptrace_model::metric::Snapshot;
 use super::MetricSettings;
 use super::queue::Queue;
 use crate::otlp::{Client, Config, ConfigError, Delivered, Pace, Protocol, deliver};
+use crate::phase::{Phase, pause, wait_until};
 use crate::{Counts, DropReason};
 
 /// Sends snapshots of metrics to an OTLP collector from a background thread.
@@ -39,16 +40,6 @@ struct State {
     queue: Queue,
     phase: Phase,
     ended: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Phase {
-    #[default]
-    Open,
-    /// Nothing more is taken in; the thread sends what waits, until the deadline if there is one, and ends.
-    Closing { deadline: Option<Instant> },
-    /// The deadline passed: the thread ends as soon as its request does.
-    Abandoned,
 }
 
 impl MetricSender {
@@ -118,7 +109,7 @@ impl MetricSender {
         let state = self.shared.lock();
         let up_to = state.queue.taken_in();
         let done = |state: &State| state.queue.is_settled(up_to) || state.ended;
-        let state = self.shared.wait_until(state, deadline, done);
+        let state = wait_until(&self.shared.changed, state, deadline, done);
         state.queue.is_settled(up_to)
     }
 
@@ -127,13 +118,9 @@ impl MetricSender {
     pub fn close(&self, deadline: Instant) -> bool {
         let mut state = self.shared.lock();
         let up_to = state.queue.taken_in();
-        if state.phase == Phase::Open {
-            state.phase = Phase::Closing {
-                deadline: Some(deadline),
-            };
-        }
+        state.phase.close(Some(deadline));
         self.shared.changed.notify_all();
-        let mut state = self.shared.wait_until(state, deadline, |state| state.ended);
+        let mut state = wait_until(&self.shared.changed, state, deadline, |state| state.ended);
         let done = state.queue.is_settled(up_to);
         if !state.ended {
             state.phase = Phase::Abandoned;
@@ -151,11 +138,7 @@ impl MetricSender {
 
 impl Drop for MetricSender {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        if state.phase == Phase::Open {
-            state.phase = Phase::Closing { deadline: None };
-        }
-        drop(state);
+        self.shared.lock().phase.close(None);
         self.shared.changed.notify_all();
     }
 }
@@ -164,64 +147,20 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn wait_until<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        deadline: Instant,
-        done: impl Fn(&State) -> bool,
-    ) -> MutexGuard<'a, State> {
-        while !done(&state) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        state
-    }
 }
 
 impl Pace for Shared {
     fn time_for_a_try(&self, most: Duration) -> Duration {
-        match self.lock().phase {
-            Phase::Closing {
-                deadline: Some(deadline),
-            } => most.min(deadline.saturating_duration_since(Instant::now())),
-            _ => most,
-        }
+        self.lock().phase.time_for_a_try(most)
     }
 
-    /// Being closed ends the wait once, for a last try.
     fn pause(&self, wait: Duration, why: &str) -> bool {
-        let until = Instant::now() + wait;
         let mut state = self.lock();
         state.queue.counts.last_failure = Some(why.to_owned());
-        let was_open = state.phase == Phase::Open;
-        let over = |state: &State| match state.phase {
-            Phase::Open => false,
-            Phase::Abandoned => true,
-            Phase::Closing { deadline } => {
-                was_open || deadline.is_some_and(|deadline| Instant::now() >= deadline)
-            }
-        };
-        let until = match state.phase {
-            Phase::Closing {
-                deadline: Some(deadline),
-            } => until.min(deadline),
-            _ => until,
-        };
-        let mut state = self.wait_until(state, until, over);
-        let is_last = match state.phase {
-            Phase::Open => false,
-            Phase::Abandoned => true,
-            Phase::Closing { deadline } => {
-                deadline.is_some_and(|deadline| Instant::now() >= deadline)
-            }
-        };
-        state.queue.counts.retried += u64::from(!is_last);
-        !is_last
+        let mut state = pause(&self.changed, state, wait, |state| state.phase);
+        let goes_on = !state.phase.is_over();
+        state.queue.counts.retried += u64::from(goes_on);
+        goes_on
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::otlp::{
     Client, Config, ConfigError, Delivered, Pace, Protocol, Retry, authority, deliver,
 };
+use crate::phase::{Phase, pause, wait_until};
 use crate::{Counts, DropReason};
 
 /// Passes encoded requests of spans on to a collector, one at a time, each as it is, and tries again while that makes sense.
@@ -37,8 +38,7 @@ struct State {
     /// Of those, and of the one under way.
     bytes: usize,
     counts: Counts,
-    /// Until when what waits may be sent, once nothing more is taken.
-    closing: Option<Instant>,
+    phase: Phase,
     ended: bool,
 }
 
@@ -83,7 +83,7 @@ impl SpanRelay {
     pub fn pass(&self, request: Vec<u8>, spans: u64) -> bool {
         let mut state = self.shared.lock();
         let is_full = state.bytes.saturating_add(request.len()) > self.shared.queue_bytes;
-        if state.closing.is_some() || is_full {
+        if state.phase != Phase::Open || is_full {
             return false;
         }
         state.bytes += request.len();
@@ -119,10 +119,10 @@ impl SpanRelay {
     /// request that is under way, which stays `pending`. False if there was any of either.
     pub fn close(&self, deadline: Instant) -> bool {
         let mut state = self.shared.lock();
-        state.closing = Some(deadline);
+        state.phase.close(Some(deadline));
         let before = state.counts.dropped_in_all();
         self.shared.changed.notify_all();
-        let mut state = self.shared.wait_until(state, deadline, |state| state.ended);
+        let mut state = wait_until(&self.shared.changed, state, deadline, |state| state.ended);
         let left = std::mem::take(&mut state.waiting);
         for (_, spans) in &left {
             state.give_up(*spans, DropReason::Closed);
@@ -135,11 +135,8 @@ impl SpanRelay {
 
 impl Drop for SpanRelay {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        if state.closing.is_none() {
-            state.closing = Some(Instant::now() + self.shared.retry.total);
-        }
-        drop(state);
+        let deadline = Instant::now() + self.shared.retry.total;
+        self.shared.lock().phase.close(Some(deadline));
         self.shared.changed.notify_all();
     }
 }
@@ -149,33 +146,11 @@ impl State {
         self.counts.pending -= spans;
         self.counts.drop(reason, spans);
     }
-
-    fn is_over(&self) -> bool {
-        let is_past = |deadline: Instant| Instant::now() >= deadline;
-        self.closing.is_some_and(is_past)
-    }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait_until<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        deadline: Instant,
-        done: impl Fn(&State) -> bool,
-    ) -> MutexGuard<'a, State> {
-        while !done(&state) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        state
     }
 
     /// The thread.
@@ -193,13 +168,13 @@ impl Shared {
     fn next(&self) -> Option<(Vec<u8>, u64)> {
         let mut state = self.lock();
         loop {
-            if state.is_over() {
+            if state.phase.is_over() {
                 return None;
             }
             if let Some(next) = state.waiting.pop_front() {
                 return Some(next);
             }
-            if state.closing.is_some() {
+            if state.phase != Phase::Open {
                 return None;
             }
             let waited = self.changed.wait(state);
@@ -243,23 +218,14 @@ impl Shared {
 
 impl Pace for Shared {
     fn time_for_a_try(&self, most: Duration) -> Duration {
-        match self.lock().closing {
-            Some(deadline) => most.min(deadline.saturating_duration_since(Instant::now())),
-            None => most,
-        }
+        self.lock().phase.time_for_a_try(most)
     }
 
-    /// Being closed ends the wait once, for a last try.
     fn pause(&self, wait: Duration, why: &str) -> bool {
         let mut state = self.lock();
         state.counts.last_failure = Some(why.to_owned());
-        let was_open = state.closing.is_none();
-        let mut until = Instant::now() + wait;
-        if let Some(deadline) = state.closing {
-            until = until.min(deadline);
-        }
-        let mut state = self.wait_until(state, until, |state| was_open && state.closing.is_some());
-        let goes_on = !state.is_over();
+        let mut state = pause(&self.changed, state, wait, |state| state.phase);
+        let goes_on = !state.phase.is_over();
         state.counts.retried += u64::from(goes_on);
         goes_on
     }

@@ -10,6 +10,7 @@ use super::counts::{Counts, DropReason};
 use super::queue::{Batching, Queue, fit};
 use super::worker;
 use crate::otlp::{Client, Config, ConfigError};
+use crate::phase::{Phase, wait_until};
 
 /// Sends spans to an OTLP collector from a background thread.
 ///
@@ -63,7 +64,7 @@ struct Generation {
 pub(super) struct Local {
     state: Mutex<State>,
     /// Something changed: a batch is complete, spans are settled, the sender closes.
-    changed: Condvar,
+    pub(super) changed: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -79,16 +80,6 @@ pub(super) enum Thread {
     None,
     Running,
     Ended,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Phase {
-    #[default]
-    Open,
-    /// Nothing more is taken in; the thread sends what waits, until the deadline if there is one, and ends.
-    Closing { deadline: Option<Instant> },
-    /// The deadline passed: the thread ends as soon as its request does.
-    Abandoned,
 }
 
 impl Local {
@@ -227,7 +218,7 @@ impl SpanSender {
         let up_to = state.queue.want_all();
         self.ensure_thread(&mut state);
         local.notify();
-        self.wait_until(local, state, deadline, |state| {
+        wait_until(&local.changed, state, deadline, |state| {
             state.queue.is_settled(up_to) || state.thread != Thread::Running
         })
         .queue
@@ -242,16 +233,12 @@ impl SpanSender {
         };
         let mut state = local.lock();
         let up_to = state.queue.want_all();
-        if state.phase == Phase::Open {
-            state.phase = Phase::Closing {
-                deadline: Some(deadline),
-            };
-        }
+        state.phase.close(Some(deadline));
         if !state.queue.is_empty() {
             self.ensure_thread(&mut state);
         }
         local.notify();
-        let mut state = self.wait_until(local, state, deadline, |state| {
+        let mut state = wait_until(&local.changed, state, deadline, |state| {
             state.thread != Thread::Running
         });
         let done = state.queue.is_settled(up_to);
@@ -272,26 +259,6 @@ impl SpanSender {
             self.start(state);
         }
     }
-
-    fn wait_until<'a>(
-        &self,
-        local: &Local,
-        mut state: MutexGuard<'a, State>,
-        deadline: Instant,
-        mut done: impl FnMut(&State) -> bool,
-    ) -> MutexGuard<'a, State>
-    where
-        Self: 'a,
-    {
-        while !done(&state) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            state = local.wait(state, left);
-        }
-        state
-    }
 }
 
 impl Drop for SpanSender {
@@ -299,11 +266,7 @@ impl Drop for SpanSender {
         let Some(local) = self.shared.local((self.process_key)()) else {
             return;
         };
-        let mut state = local.lock();
-        if state.phase == Phase::Open {
-            state.phase = Phase::Closing { deadline: None };
-        }
-        drop(state);
+        local.lock().phase.close(None);
         local.notify();
     }
 }

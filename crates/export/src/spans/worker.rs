@@ -7,8 +7,9 @@ use warptrace_formats::otlp::Origin;
 use warptrace_model::SpanRecord;
 
 use super::counts::{DropReason, Untold};
-use super::sender::{Local, Phase, Shared, Thread, now};
+use super::sender::{Local, Shared, Thread, now};
 use crate::otlp::{Client, Delivered, Pace, Protocol, deliver as deliver_request};
+use crate::phase::{Phase, pause};
 
 /// How a request is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,45 +129,17 @@ fn deliver(shared: &Shared, local: &Local, client: &mut Client, origin: &Origin,
 
 impl Pace for Local {
     fn time_for_a_try(&self, most: Duration) -> Duration {
-        match self.lock().phase {
-            Phase::Closing {
-                deadline: Some(deadline),
-            } => most.min(deadline.saturating_duration_since(Instant::now())),
-            _ => most,
-        }
+        self.lock().phase.time_for_a_try(most)
     }
 
     fn pause(&self, wait: Duration, why: &str) -> bool {
-        pause(self, wait, why)
+        let mut state = self.lock();
+        state.queue.counts.last_failure = Some(why.to_owned());
+        let mut state = pause(&self.changed, state, wait, |state| state.phase);
+        let goes_on = !state.phase.is_over();
+        state.queue.counts.retried += u64::from(goes_on);
+        goes_on
     }
-}
-
-/// Waits before the next try; false when the sender is closed and its deadline passed. Being closed ends the wait once, for a
-/// last try.
-fn pause(local: &Local, wait: Duration, why: &str) -> bool {
-    let until = Instant::now() + wait;
-    let mut state = local.lock();
-    state.queue.counts.last_failure = Some(why.to_owned());
-    let was_open = state.phase == Phase::Open;
-    loop {
-        match state.phase {
-            Phase::Abandoned => return false,
-            Phase::Closing {
-                deadline: Some(deadline),
-            } if Instant::now() >= deadline => {
-                return false;
-            }
-            Phase::Closing { .. } if was_open => break,
-            _ => {}
-        }
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            break;
-        }
-        state = local.wait(state, left);
-    }
-    state.queue.counts.retried += 1;
-    true
 }
 
 fn give_up(local: &Local, batch: &Batch, reason: DropReason, why: String) {
