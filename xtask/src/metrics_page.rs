@@ -47,6 +47,7 @@ const GROUPS: [(&str, &[&str]); 9] = [
             "warptrace.store.",
             "warptrace.stream.",
             "warptrace.metric.",
+            "warptrace.receive.",
             "warptrace.alert.",
             "otel.sdk.",
             "process.",

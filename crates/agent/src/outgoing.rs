@@ -152,27 +152,10 @@ impl Out {
         let NewOutgoing { outgoing, keep } = next;
         let mut old = std::mem::replace(&mut self.to, outgoing);
         let to = &mut self.to;
-        if keep.outliers {
-            to.outliers = old.outliers.take();
+        macro_rules! keep {
+            ($($way:ident)*) => {$(if keep.$way { to.$way = old.$way.take(); })*};
         }
-        if keep.scrape {
-            to.scrape = old.scrape.take();
-        }
-        if keep.metrics {
-            to.metrics = old.metrics.take();
-        }
-        if keep.spans {
-            to.spans = old.spans.take();
-        }
-        if keep.receiver {
-            to.receiver = old.receiver.take();
-        }
-        if keep.relay {
-            to.relay = old.relay.take();
-        }
-        if keep.alerts {
-            to.alerts = old.alerts.take();
-        }
+        keep!(outliers scrape metrics spans receiver relay alerts);
         to.begin(health);
         self.own.leave(&old);
         self.leaving.retain(|leaving| !leaving.is_finished());

@@ -90,6 +90,14 @@ impl Own {
         if let Some(spans) = spans_waiting {
             self.levels.push((&metric::EXPORT_SPANS_WAITING, spans));
         }
+        if let Some(receiver) = &to.receiver {
+            let received = receiver.received();
+            let requests = &metric::RECEIVE_REQUEST_COUNT;
+            self.now.add(requests, "", received.requests);
+            for (why, n) in received.refused {
+                self.now.add(requests, why, n);
+            }
+        }
         if let Some(alerts) = &to.alerts {
             self.now.alerts(alerts);
             let receivers = alerts.counts().receivers;

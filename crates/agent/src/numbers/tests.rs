@@ -1,11 +1,15 @@
 //! What is counted, and that nothing of the table of metrics is there without somebody who measures it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use warptrace_export::alert::{AlertConfig, Alerter};
 use warptrace_export::otlp::{Config, Protocol, Retry, Signal};
-use warptrace_export::{Batching, MetricSender, MetricSettings, SpanRelay, SpanSender};
+use warptrace_export::{
+    Batching, MetricSender, MetricSettings, ReceiveConfig, SpanReceiver, SpanRelay, SpanSender,
+};
 use warptrace_model::inference::{
     BoundedHistogram, Degradation, EventId, InferenceState, LeftOutSteps, OutlierBucket,
     SamplerState, WorkloadKey, WorkloadState,
@@ -440,11 +444,17 @@ fn what_ways_out_counted_stays_counted_when_others_take_their_place() {
     own.leave(&old);
     // The job's spans wait with ours.
     let nobody = dead(Signal::Traces).with_base("http://127.0.0.1:9");
-    let relay = SpanRelay::new(&nobody, 100, Retry::default()).unwrap();
+    let relay = Arc::new(SpanRelay::new(&nobody, 100, Retry::default()).unwrap());
     assert!(relay.pass(vec![0; 60], 2));
     assert!(!relay.pass(vec![0; 60], 1), "there is no room");
+    let receiver = receiver(&relay);
+    for body in ["{", "{}"] {
+        let answer = post(receiver.address(), "/v1/traces", body);
+        assert_eq!(answer.contains(" 200 "), body == "{}", "{answer}");
+    }
     own.look(&Outgoing {
-        relay: Some(Arc::new(relay)),
+        relay: Some(relay),
+        receiver: Some(receiver),
         ..ways()
     });
     let mut to = Families::new(UnixNanos(0), UnixNanos(1));
@@ -453,6 +463,33 @@ fn what_ways_out_counted_stays_counted_when_others_take_their_place() {
     let spans = said(&families, &metric::EXPORT_SPANS);
     assert!(spans.contains(&"closed: 1".to_owned()), "{spans:?}");
     assert_eq!(said(&families, &metric::EXPORT_SPANS_WAITING), [": 2"]);
+    assert_eq!(
+        said(&families, &metric::RECEIVE_REQUEST_COUNT),
+        [": 1", "malformed: 1"]
+    );
+}
+
+fn receiver(relay: &Arc<SpanRelay>) -> SpanReceiver {
+    let anywhere = ReceiveConfig {
+        address: ([127, 0, 0, 1], 0).into(),
+        token: None,
+        tls: None,
+    };
+    SpanReceiver::start(&anywhere, Arc::clone(relay)).unwrap()
+}
+
+/// What is answered to JSON.
+fn post(to: SocketAddr, path: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(to).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 fn degradation(key: WorkloadKey) -> Degradation {
@@ -584,7 +621,9 @@ fn every_metric_of_the_table_is_measured_or_is_on_a_short_list_that_says_why_not
     let alerts = Alerter::start(alerts).ok();
     let mut own = Own::default();
     own.unanswered(vec![("timeout", 1)]);
+    let relay = SpanRelay::new(&dead(Signal::Traces), 100, Retry::default());
     own.look(&Outgoing {
+        receiver: Some(receiver(&Arc::new(relay.unwrap()))),
         outliers: OutlierSocket::start(&folder.path().join("outliers.sock")).ok(),
         spans: SpanSender::new(
             &dead(Signal::Traces),

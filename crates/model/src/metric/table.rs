@@ -613,7 +613,7 @@ metrics! {
         .ingero(&[Ingero::only_prometheus("ingero_ringbuf_overflows_total", Shape::Sum).only(&ERROR_TYPE, "ring_full")]);
     AGENT_GAP_COUNT = counter("warptrace.agent.gap.count", "{gap}", "Things that could not be known").by(&[&GAP]);
     ANNOTATION_COUNT = counter("warptrace.annotation.count", "{annotation}", "Annotations of the job");
-    STORE_SIZE = level("warptrace.store.size", "By", "Sessions on disk")
+    STORE_SIZE = level("warptrace.store.size", "By", "The session that is being written, on disk")
         .ingero(&[Ingero::only_prometheus("ingero_trace_db_bytes", Shape::IntGauge)]);
     STORE_PRUNED = counter("warptrace.store.pruned", "{row}", "Rows that were deleted to stay within bounds")
         .ingero(&[Ingero::only_prometheus("ingero_trace_db_pruned_rows_total", Shape::Sum)]);
@@ -628,6 +628,8 @@ metrics! {
         "Points that wait to be exported, or are under way");
     EXPORT_SPANS_WAITING = level("otel.sdk.exporter.span.inflight", "{span}",
         "Spans that wait to be exported, or are under way");
+    RECEIVE_REQUEST_COUNT = counter("warptrace.receive.request.count", "{request}",
+        "Requests with spans of others that were taken; with an error, that were not").by(&[&ERROR_TYPE]);
     METRIC_REFUSED = counter("warptrace.metric.refused", "{measurement}",
         "Measurements for new series, of which there were too many");
     ALERT_COUNT = counter("warptrace.alert.count", "{alert}", "Alerts that were sent; with an error, that were not").by(&[&ERROR_TYPE]);
