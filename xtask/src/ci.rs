@@ -27,6 +27,10 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
             &["clippy", "--all-targets", "--", "--deny", "warnings"],
         )
     })?;
+    step("lints of the agent", || {
+        let agent = ["clippy", "--package", "warptrace", "--no-default-features"];
+        cargo(root, &[&agent[..], &["--", "--deny", "warnings"]].concat())
+    })?;
     let tests = step("tests", || cargo(root, &["test"]));
     print!("{}", report(&skipped(&skips)?));
     tests

@@ -8,6 +8,7 @@ mod docs;
 #[cfg(test)]
 mod metrics_page;
 mod ops;
+mod programs;
 mod python;
 mod tidy;
 
@@ -22,6 +23,7 @@ usage: cargo xtask COMMAND
   ops [--check]   write bpf/ops.h from the op table, or compare
   bpf [--check]   build the BPF objects from bpf/, or rebuild and compare with those committed
   conformance [DIR]  run the formats' vectors, ours or those in DIR, and say which did not pass
+  agent           build the program for a service beside servers, as it is published, into target/agent
   develop         build the native module of the Python package into python/, for target/venv
   wheel [--release]  build the Python package with the programs in it, into target/wheels
   test-python     build the wheel, install it into a fresh environment, and run the Python tests there
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         ["bpf", "--check"] => ops::check(&root()).and_then(|()| bpf::check(&root())),
         ["conformance"] => conformance::run(&root(), None),
         ["conformance", folder] => conformance::run(&root(), Some(Path::new(folder))),
+        ["agent"] => programs::agent(&root()),
         ["develop"] => python::develop(&root()),
         ["wheel"] => python::wheel(&root(), Programs::Dev).map(|_| ()),
         ["wheel", "--release"] => python::wheel(&root(), Programs::Release).map(|_| ()),

@@ -7,7 +7,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
+
+use crate::programs::{self, cargo, output, run};
 
 /// How the programs in the wheel are built.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -204,22 +206,18 @@ fn native(root: &Path) -> anyhow::Result<()> {
 
 /// Puts the programs, stripped, where `python/pyproject.toml` tells maturin to take them from, and returns their paths.
 fn stage(root: &Path, programs: Programs) -> anyhow::Result<Vec<PathBuf>> {
-    let mut build = cargo();
-    build
-        .args(["build", "--package", "warptrace", "--bin", "warptrace"])
-        .current_dir(root);
     let built = match programs {
-        Programs::Dev => "target/debug",
+        Programs::Dev => {
+            run(cargo()
+                .args(["build", "--package", "warptrace", "--bin", "warptrace"])
+                .current_dir(root))?;
+            "target/debug"
+        }
         Programs::Release => {
-            let archive = libelf()?;
-            build
-                .args(["--profile", "dist"])
-                .args(["--features", "warptrace-capture/static"])
-                .env("LIBBPF_SYS_LIBRARY_PATH", archive.parent().unwrap_or(root));
-            "target/dist"
+            programs::build(root, &["--features", "grpc"])?;
+            programs::BUILT
         }
     };
-    run(&mut build)?;
     let built = root.join(built);
     let data = root.join("target/py/warptrace.data");
     if data.exists() {
@@ -240,60 +238,17 @@ fn stage(root: &Path, programs: Programs) -> anyhow::Result<Vec<PathBuf>> {
         let to = scripts.join(program);
         run(Command::new("strip").arg("-o").arg(&to).arg(&from))?;
         if programs == Programs::Release {
-            let foreign = foreign_libraries(&to)?;
-            ensure!(
-                foreign.is_empty(),
-                "{program} needs {foreign:?}, which not every machine has"
-            );
+            programs::check(&to)?;
         }
         staged.push(to);
     }
     Ok(staged)
 }
 
-/// The archive libelf.a, from which the programs that are published take what libbpf needs of it; libz.a lies beside it.
-fn libelf() -> anyhow::Result<PathBuf> {
-    let found = output(Command::new("cc").arg("-print-file-name=libelf.a"))?;
-    let archive = PathBuf::from(found.trim());
-    // Not found, it is named without a folder.
-    ensure!(
-        archive.is_absolute(),
-        "no libelf.a (Debian: libelf-dev and zlib1g-dev; Fedora: elfutils-libelf-devel-static and zlib-static)"
-    );
-    archive
-        .canonicalize()
-        .with_context(|| format!("cannot find {archive:?}"))
-}
-
-/// The libraries that a program needs beside those that wheels for any Linux with a new enough glibc may need (manylinux, PEP 600).
-fn foreign_libraries(binary: &Path) -> anyhow::Result<Vec<String>> {
-    let headers = output(Command::new("objdump").arg("--private-headers").arg(binary))?;
-    Ok(foreign(&headers))
-}
-
-fn foreign(private_headers: &str) -> Vec<String> {
-    const EVERYWHERE: [&str; 7] = [
-        "libc.so.6",
-        "libm.so.6",
-        "libgcc_s.so.1",
-        "libdl.so.2",
-        "libpthread.so.0",
-        "librt.so.1",
-        "ld-linux-x86-64.so.2",
-    ];
-    let lines = private_headers.lines();
-    let needed = lines.filter_map(|line| line.trim().strip_prefix("NEEDED"));
-    needed
-        .map(str::trim)
-        .filter(|library| !EVERYWHERE.contains(library))
-        .map(str::to_owned)
-        .collect()
-}
-
 /// The platform in the tag of a wheel with these programs: any Linux with that glibc, or, when they need other libraries, one like this.
 fn tag(programs: &[PathBuf]) -> anyhow::Result<String> {
     for program in programs {
-        if !foreign_libraries(program)?.is_empty() {
+        if !programs::foreign_libraries(program)?.is_empty() {
             return Ok("linux".to_owned());
         }
     }
@@ -351,35 +306,11 @@ fn maturin(root: &Path, python: &Path, programs: Programs) -> Command {
     maturin
 }
 
-fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")))
-}
-
 /// `PATH` with `folder` before the rest.
 fn path_with(folder: &Path) -> anyhow::Result<OsString> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::iter::once(folder.to_owned()).chain(std::env::split_paths(&path));
     std::env::join_paths(folders).context("a folder that PATH cannot hold")
-}
-
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let name = command.get_program().to_owned();
-    let status = command
-        .status()
-        .with_context(|| format!("cannot run {name:?}"))?;
-    if !status.success() {
-        bail!("{name:?} failed: {command:?}");
-    }
-    Ok(())
-}
-
-fn output(command: &mut Command) -> anyhow::Result<String> {
-    let name = command.get_program().to_owned();
-    let output = command
-        .output()
-        .with_context(|| format!("cannot run {name:?}"))?;
-    ensure!(output.status.success(), "{name:?} failed: {command:?}");
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]
@@ -395,15 +326,5 @@ mod tests {
             0 DF *UND* 0 (GCC_3.0) _Unwind_Resume\n";
         assert_eq!(newest_glibc(symbols), Some((2, 34)));
         assert_eq!(newest_glibc("no dynamic symbols"), None);
-    }
-
-    #[test]
-    fn a_library_that_not_every_machine_has_is_found() {
-        let headers = "Dynamic Section:\n\
-            \x20 NEEDED               libelf.so.1\n\
-            \x20 NEEDED               libgcc_s.so.1\n\
-            \x20 NEEDED               libc.so.6\n\
-            \x20 INIT                 0x000000000000c000\n";
-        assert_eq!(foreign(headers), ["libelf.so.1"]);
     }
 }

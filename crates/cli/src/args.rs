@@ -95,19 +95,23 @@ pub(crate) enum Command {
     /// Read, check and repair the run logs of inference servers (JSON lines, toy/v1)
     #[command(subcommand)]
     Runlog(RunlogCommand),
+    #[cfg(feature = "files")]
     /// Read files of other systems into a session: SQLite traces, annotations, memory telemetry, run logs
     Ingest(IngestArgs),
+    #[cfg(feature = "files")]
     /// Write a session as a file of another system
     Export(ExportArgs),
     /// Settings in a file: check one, its schema, an example of all
     #[command(subcommand)]
     Config(ConfigCommand),
+    #[cfg(feature = "demo")]
     /// Record and explain a real fault in a simulated GPU job
     Demo(DemoArgs),
     /// Print a completion script
     Completions(CompletionsArgs),
     /// Print the version and how it was built
     Version(JsonFlag),
+    #[cfg(feature = "demo")]
     /// A workload on the simulated GPU
     #[command(hide = true, name = "simgpu-workload")]
     Workload(WorkloadArgs),
@@ -117,6 +121,7 @@ pub(crate) enum Command {
     /// Looks up the stacks that a recorder asks for
     #[command(hide = true, name = "symbolize")]
     Symbolize,
+    #[cfg(feature = "demo")]
     /// Injects a fault
     #[command(hide = true, name = "lab-fault")]
     Fault(FaultArgs),
@@ -474,6 +479,7 @@ pub(crate) struct RunlogRepairArgs {
     pub(crate) output: JsonFlag,
 }
 
+#[cfg(feature = "files")]
 #[derive(Debug, Args)]
 #[command(
     after_help = "What a file is, its content says, not its name. All goes into one new session, but each node that a \
@@ -488,6 +494,7 @@ pub(crate) struct IngestArgs {
     pub(crate) output: JsonFlag,
 }
 
+#[cfg(feature = "files")]
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
     /// Session: its id, the beginning of it, or its folder [default: the newest]
@@ -527,6 +534,7 @@ pub(crate) enum ConfigCommand {
     Example,
 }
 
+#[cfg(feature = "demo")]
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Which (see --list)
@@ -560,6 +568,7 @@ pub(crate) struct CompletionsArgs {
     pub(crate) shell: clap_complete::Shell,
 }
 
+#[cfg(feature = "demo")]
 #[derive(Debug, Args)]
 pub(crate) struct WorkloadArgs {
     /// JSON: which workload, and its options
@@ -575,6 +584,7 @@ pub(crate) struct GatedExecArgs {
     pub(crate) command: Vec<std::ffi::OsString>,
 }
 
+#[cfg(feature = "demo")]
 #[derive(Debug, Args)]
 pub(crate) struct FaultArgs {
     /// JSON: which fault, and its options

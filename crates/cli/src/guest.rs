@@ -3,9 +3,9 @@
 //! Each version has a folder of its own. One that was not used for a week is removed by whoever uses another one, unless
 //! a warptrace that runs has it locked, or a process has a file of it mapped: a job may outlive its recorder.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{
     DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
@@ -18,7 +18,17 @@ use anyhow::{Context as _, bail};
 
 struct Guest {
     name: &'static str,
-    bytes: &'static [u8],
+    len: usize,
+    packed: &'static [u8],
+}
+
+impl Guest {
+    /// Cost: some ms for each MB.
+    fn unpack(&self) -> std::io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(self.len);
+        flate2::read::ZlibDecoder::new(self.packed).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
 }
 
 /// In each folder: locked by those who use it, and as old as its last use.
@@ -32,7 +42,7 @@ static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
 static GUESTS: &[Guest] = include!(concat!(env!("OUT_DIR"), "/guests.rs"));
 
-/// The folder with the carried libraries, written there when they are not yet. Its name holds a hash of their bytes,
+/// The folder with the carried libraries, written there when they are not yet. Its name holds a hash of them,
 /// so that another version never finds ours.
 ///
 /// # Errors
@@ -77,6 +87,7 @@ pub(crate) fn library(folder: &Path, name: &str) -> PathBuf {
     folder.join(name)
 }
 
+#[cfg(feature = "demo")]
 /// simgpu's libraries, as candidates for probes.
 pub(crate) fn simgpu_libraries(folder: &Path) -> Vec<PathBuf> {
     ["libcudart.so.12", "libcuda.so.1"]
@@ -85,8 +96,9 @@ pub(crate) fn simgpu_libraries(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+#[cfg(feature = "demo")]
 /// A library path with simgpu's in front.
-pub(crate) fn simgpu_path(folder: &Path) -> OsString {
+pub(crate) fn simgpu_path(folder: &Path) -> std::ffi::OsString {
     let mut path = folder.join("simgpu").into_os_string();
     if let Some(more) = std::env::var_os("LD_LIBRARY_PATH").filter(|p| !p.is_empty()) {
         path.push(":");
@@ -136,13 +148,14 @@ fn write_all(base: &Path, name: &str) -> anyhow::Result<PathBuf> {
         } else {
             folder.join("simgpu").join(guest.name)
         };
-        if std::fs::read(&path).is_ok_and(|there| there == guest.bytes) {
+        let bytes = guest.unpack().context("our own libraries are damaged")?;
+        if std::fs::read(&path).is_ok_and(|there| there == bytes) {
             continue;
         }
         let partial = path.with_extension(format!("part-{}", std::process::id()));
         let mut file =
             std::fs::File::create(&partial).with_context(|| format!("cannot write {partial:?}"))?;
-        file.write_all(guest.bytes)
+        file.write_all(&bytes)
             .with_context(|| format!("cannot write {partial:?}"))?;
         file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
         drop(file);
@@ -151,11 +164,11 @@ fn write_all(base: &Path, name: &str) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-/// FNV-1a of all bytes: to tell versions apart, not to trust them.
+/// FNV-1a of all of them: to tell versions apart, not to trust them.
 fn fingerprint() -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for guest in GUESTS {
-        for chunk in guest.bytes.chunks(8) {
+        for chunk in guest.packed.chunks(8) {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
             hash = (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x0000_0100_0000_01b3);

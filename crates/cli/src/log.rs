@@ -14,12 +14,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use anyhow::{Context as _, bail};
 use nix::fcntl::OFlag;
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
+use tracing_subscriber::{Layer as _, Registry, reload};
 
 use crate::args::Global;
 use crate::config::{LogLevel, Settings};
@@ -27,7 +28,7 @@ use crate::config::{LogLevel, Settings};
 /// The program's log; made once, by [`start`].
 static LOG: OnceLock<Log> = OnceLock::new();
 
-type Filter = reload::Handle<EnvFilter, Registry>;
+type Filter = reload::Handle<Targets, Registry>;
 
 struct Log {
     filter: Option<Filter>,
@@ -47,16 +48,21 @@ struct LogFile {
     file: File,
 }
 
-/// Begins to log to stderr: `-v` and `-vv` tell more. `WARPTRACE_LOG` (a filter as of `tracing`) says it all by itself.
+/// Begins to log to stderr: `-v` and `-vv` tell more. `WARPTRACE_LOG` (a level, or `target=level`, with commas between) says it all by itself.
 pub(crate) fn start(verbose: u8) {
     let usual = match verbose {
-        0 => "warn",
-        1 => "info",
-        _ => "debug",
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
     };
-    let variable = EnvFilter::try_from_env("WARPTRACE_LOG").ok();
-    let by_variable = variable.is_some();
-    let (filter, handle) = reload::Layer::new(variable.unwrap_or_else(|| EnvFilter::new(usual)));
+    let variable = std::env::var("WARPTRACE_LOG").ok();
+    let variable = variable.map(|filter| filter.parse::<Targets>());
+    let (by_variable, filter, refused) = match variable {
+        Some(Ok(filter)) => (true, filter, None),
+        Some(Err(e)) => (false, Targets::new().with_default(usual), Some(e)),
+        None => (false, Targets::new().with_default(usual), None),
+    };
+    let (filter, handle) = reload::Layer::new(filter);
     let to = Output::default();
     let writer = to.clone();
     let lines = tracing_subscriber::fmt::layer()
@@ -75,6 +81,11 @@ pub(crate) fn start(verbose: u8) {
         is_named: AtomicBool::new(false),
         by_variable,
     });
+    if let Some(e) = refused {
+        tracing::warn!(
+            "WARPTRACE_LOG is not followed: {e}; write a level, or target=level, with commas between"
+        );
+    }
 }
 
 /// As the settings say, from now on. Flags for more (`-v`) and `WARPTRACE_LOG` come before the level.
@@ -104,18 +115,18 @@ pub(crate) fn set(global: &Global, settings: &Settings) -> anyhow::Result<()> {
 
 fn set_level(level: LogLevel) {
     let level = match level {
-        LogLevel::Off => "off",
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
     };
     if let Some(log) = LOG.get()
         && let Some(filter) = &log.filter
         && !log.by_variable
     {
-        let _ = filter.reload(EnvFilter::new(level));
+        let _ = filter.reload(Targets::new().with_default(level));
     }
 }
 

@@ -6,11 +6,14 @@ mod check;
 mod config;
 mod cost;
 mod daemon;
+#[cfg(feature = "demo")]
 mod demo;
 mod explain;
+#[cfg(feature = "files")]
 mod export;
 mod guest;
 mod inference;
+#[cfg(feature = "files")]
 mod ingest;
 mod launch;
 mod log;
@@ -24,6 +27,7 @@ mod runlog;
 mod sessions;
 mod show;
 mod signals;
+#[cfg(feature = "demo")]
 mod workload;
 
 use std::process::ExitCode;
@@ -64,10 +68,13 @@ fn main() -> ExitCode {
         Command::Replay(args) => replay::run(global, &args),
         Command::Sessions(args) => sessions::run(global, &args),
         Command::Runlog(command) => runlog::run(global, &command),
+        #[cfg(feature = "files")]
         Command::Ingest(args) => ingest::run(global, &args),
+        #[cfg(feature = "files")]
         Command::Export(args) => export::run(global, &args),
         Command::Memory(args) => memory::run(global, &args),
         Command::Config(command) => config::run(&command),
+        #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(global, &args),
         Command::Completions(args) => {
             let mut script = Vec::new();
@@ -75,6 +82,7 @@ fn main() -> ExitCode {
             output::print(&String::from_utf8_lossy(&script)).map(|()| 0)
         }
         Command::Version(args) => version(args.json).map(|()| 0),
+        #[cfg(feature = "demo")]
         Command::Workload(args) => workload::run(&args.options),
         Command::GatedExec(args) => {
             return ExitCode::from(launch::gated_exec(args.gate, &args.command));
@@ -82,6 +90,7 @@ fn main() -> ExitCode {
         Command::Symbolize => warptrace_capture::symbols::serve()
             .map(|()| 0)
             .map_err(Into::into),
+        #[cfg(feature = "demo")]
         Command::Fault(args) => workload::fault(&args.options),
     };
     output::finish(result)
@@ -89,12 +98,14 @@ fn main() -> ExitCode {
 
 /// What a person sees who has typed nothing but our name.
 fn first_screen() -> String {
-    "warptrace tells you why your GPU job is slow.\n\n  \
-     warptrace demo                       see it at work: a real fault in a simulated GPU job\n  \
-     warptrace record -- python train.py  record your own job, without root\n  \
-     warptrace explain                    say where the time went\n\n\
-     warptrace --help shows all commands.\n"
-        .to_owned()
+    let demo = "warptrace demo                       see it at work: a real fault in a simulated GPU job\n  ";
+    format!(
+        "warptrace tells you why your GPU job is slow.\n\n  \
+         {}warptrace record -- python train.py  record your own job, without root\n  \
+         warptrace explain                    say where the time went\n\n\
+         warptrace --help shows all commands.\n",
+        if cfg!(feature = "demo") { demo } else { "" }
+    )
 }
 
 fn version(json: bool) -> anyhow::Result<()> {

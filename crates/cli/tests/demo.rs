@@ -135,7 +135,8 @@ fn the_first_finding_of_incident_by_preload_is_run_queue_wait_and_nobody_is_name
 }
 
 /// What the finding says was lost, and what is usual in as many units, is what the kernel's own books say of the lead
-/// thread between the first and the last slow unit: within 20 %.
+/// thread between the first and the last slow unit: within 20 %, and not counting what units between them waited that
+/// were not slow, since it was hidden behind GPU work: at most their share.
 #[track_caller]
 fn assert_accounts_for_run_delay(demo: &Demo) {
     let first = &demo.answer["findings"][0];
@@ -152,13 +153,13 @@ fn assert_accounts_for_run_delay(demo: &Demo) {
         .filter(|b| b["cause"] == "run_queue_wait")
         .map(|b| b["lost_ns"].as_u64().unwrap())
         .sum();
-    let usual = usual_run_queue_wait(demo) * first["units"]["slow"].as_u64().unwrap();
-    let said = lost + usual;
-    let error = said.abs_diff(delayed) as f64 / delayed.max(1) as f64;
+    let units = |name: &str| first["units"][name].as_u64().unwrap();
+    let (slow, all) = (units("slow"), units("last") - units("first") + 1);
+    let said = (lost + usual_run_queue_wait(demo) * slow) as f64;
+    let possible = delayed as f64 * slow as f64 / all as f64..=delayed as f64;
     assert!(
-        error < 0.2,
-        "{said} ns said, {delayed} ns in schedstat ({:.1} % off): {first:#}",
-        error * 100.0
+        (0.8 * possible.start()..1.2 * possible.end()).contains(&said),
+        "{said} ns said, {possible:?} ns in schedstat: {first:#}"
     );
 }
 
