@@ -425,10 +425,13 @@ pub enum LossReason {
     Evicted,
     /// A call whose return was never seen.
     NoReturn,
+    /// The kernel reached a BPF program from within itself, and did not run it again. What it would have seen may have been of no
+    /// interest.
+    Skipped,
 }
 
 impl LossReason {
-    pub const ALL: [LossReason; 11] = [
+    pub const ALL: [LossReason; 12] = [
         LossReason::RingFull,
         LossReason::MapFull,
         LossReason::RateLimited,
@@ -440,6 +443,7 @@ impl LossReason {
         LossReason::NoRing,
         LossReason::Evicted,
         LossReason::NoReturn,
+        LossReason::Skipped,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -455,6 +459,7 @@ impl LossReason {
             LossReason::NoRing => "no_ring",
             LossReason::Evicted => "evicted",
             LossReason::NoReturn => "no_return",
+            LossReason::Skipped => "skipped",
         }
     }
 

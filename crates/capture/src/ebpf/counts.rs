@@ -1,5 +1,7 @@
 //! Calls and losses, counted: by the programs those that came as no record, here those that did.
 
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+
 use libbpf_rs::{MapCore as _, MapFlags};
 use warptrace_model::{BootNanos, Device, Loss, LossReason, OpCount, OpKey, Pid, Window};
 use warptrace_record::{Record, flag};
@@ -34,6 +36,7 @@ impl Ebpf {
             end: now,
         };
         self.counted_at = now;
+        self.count_skipped(window, out);
         for (key, value) in self.entries("counts") {
             let Some(key_bytes) = key.first_chunk::<8>() else {
                 continue;
@@ -74,6 +77,21 @@ impl Ebpf {
         }
     }
 
+    fn count_skipped(&mut self, window: Window, out: &mut Batch) {
+        let programs = self.object.progs();
+        let now: u64 = programs.map(|program| skipped_runs(program.as_fd())).sum();
+        let count = now.saturating_sub(std::mem::replace(&mut self.skipped, now));
+        if count > 0 {
+            out.losses.push(Loss {
+                source: "ebpf",
+                reason: LossReason::Skipped,
+                count,
+                window: Some(window),
+                pid: None,
+            });
+        }
+    }
+
     pub(super) fn count_losses(&mut self, window: Window, out: &mut Batch) {
         let cpus = self
             .map(".bss.cpus")
@@ -107,5 +125,29 @@ impl Ebpf {
                 pid: None,
             });
         }
+    }
+}
+
+/// How often the kernel did not run a program, since it was reached from within itself: in an interrupt, or by a task that took the
+/// CPU meanwhile. Cost: some µs.
+fn skipped_runs(program: BorrowedFd<'_>) -> u64 {
+    let path = format!("/proc/self/fdinfo/{}", program.as_raw_fd());
+    recursion_misses(&std::fs::read_to_string(path).unwrap_or_default()).unwrap_or(0)
+}
+
+/// Of a program's `fdinfo`; Linux 5.12.
+fn recursion_misses(info: &str) -> Option<u64> {
+    let mut lines = info.lines();
+    let misses = lines.find_map(|line| line.strip_prefix("recursion_misses:"))?;
+    misses.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_kernel_says_how_often_it_did_not_run_a_program() {
+        let info = "pos:\t0\nprog_type:\t26\nprog_id:\t51001\nrun_cnt:\t0\nrecursion_misses:\t17\nverified_insns:\t9\n";
+        assert_eq!(super::recursion_misses(info), Some(17));
+        assert_eq!(super::recursion_misses("pos:\t0\nflags:\t02000002\n"), None);
     }
 }

@@ -144,6 +144,8 @@ pub struct Ebpf {
     counts: HashMap<[u8; 8], Count>,
     counted_at: BootNanos,
     losses: [u64; layout::LOSSES],
+    /// Runs of programs that the kernel skipped.
+    skipped: u64,
     /// Number of the last record of each CPU, and whether one was missing since losses were last read.
     last_seq: HashMap<u32, u32>,
     gap_seen: bool,
@@ -218,6 +220,7 @@ impl Ebpf {
             tally: HashMap::new(),
             counts: HashMap::new(),
             counted_at: started,
+            skipped: 0,
             losses: [0; layout::LOSSES],
             last_seq: HashMap::new(),
             gap_seen: false,
