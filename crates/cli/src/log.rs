@@ -56,6 +56,7 @@ pub(crate) fn start(verbose: u8) {
         _ => LevelFilter::DEBUG,
     };
     let variable = std::env::var("WARPTRACE_LOG").ok();
+    let variable = variable.filter(|filter| !filter.is_empty());
     let variable = variable.map(|filter| filter.parse::<Targets>());
     let (by_variable, filter, refused) = match variable {
         Some(Ok(filter)) => (true, filter, None),
