@@ -23,8 +23,9 @@ use crate::owned::{self, Owner, Visitor};
 
 /// Spans that a thread keeps before it hands them over; at 192 bytes each.
 const BATCH: usize = 128;
-/// Emptied batches that are kept to be filled again.
+/// Emptied batches that are kept to be filled again, and how many places one of them has at most.
 const SPARE: usize = 16;
+const SPARE_PLACES: usize = 4 * BATCH;
 
 /// A span that only its scope knows. Its place is used again for others: it is written where it is, and never moved. Three cache
 /// lines, since each goes to another core and back.
@@ -718,7 +719,7 @@ impl Scopes {
 
     /// Takes what is left of a batch, to fill it again.
     pub(super) fn recycle(&self, mut places: Places) {
-        if places.all.is_empty() {
+        if !(1..=SPARE_PLACES).contains(&places.all.len()) {
             return;
         }
         places.clear();
