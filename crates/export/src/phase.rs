@@ -3,6 +3,8 @@
 use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::Counts;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Phase {
     #[default]
@@ -48,9 +50,9 @@ pub(crate) fn wait_until<'a, T>(
     changed: &Condvar,
     mut state: MutexGuard<'a, T>,
     deadline: Instant,
-    done: impl Fn(&T) -> bool,
+    done: impl Fn(&mut T) -> bool,
 ) -> MutexGuard<'a, T> {
-    while !done(&state) {
+    while !done(&mut state) {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;
@@ -61,17 +63,25 @@ pub(crate) fn wait_until<'a, T>(
     state
 }
 
-/// Waits before the next try of a request, `wait` at most. Being closed ends the wait once, for a last try. There is to be none when the
-/// phase is over after it.
-pub(crate) fn pause<'a, T>(
+/// Waits before the next try of a request, `wait` at most, since the last failed as `why` says; whether there is to be one, which is
+/// counted then. Being closed ends the wait once, for a last try.
+pub(crate) fn pause<T>(
     changed: &Condvar,
-    state: MutexGuard<'a, T>,
+    mut state: MutexGuard<'_, T>,
     wait: Duration,
-    phase: impl Fn(&T) -> Phase,
-) -> MutexGuard<'a, T> {
-    let was_open = phase(&state) == Phase::Open;
-    let until = Instant::now() + phase(&state).time_for_a_try(wait);
-    wait_until(changed, state, until, |state| {
-        phase(state).is_over() || (was_open && phase(state) != Phase::Open)
-    })
+    why: &str,
+    of: impl Fn(&mut T) -> (Phase, &mut Counts),
+) -> bool {
+    let (phase, counts) = of(&mut state);
+    counts.last_failure = Some(why.to_owned());
+    let was_open = phase == Phase::Open;
+    let until = Instant::now() + phase.time_for_a_try(wait);
+    let mut state = wait_until(changed, state, until, |state| {
+        let (phase, _) = of(state);
+        phase.is_over() || (was_open && phase != Phase::Open)
+    });
+    let (phase, counts) = of(&mut state);
+    let goes_on = !phase.is_over();
+    counts.retried += u64::from(goes_on);
+    goes_on
 }

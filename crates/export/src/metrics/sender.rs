@@ -108,7 +108,7 @@ impl MetricSender {
     pub fn flush(&self, deadline: Instant) -> bool {
         let state = self.shared.lock();
         let up_to = state.queue.taken_in();
-        let done = |state: &State| state.queue.is_settled(up_to) || state.ended;
+        let done = |state: &mut State| state.queue.is_settled(up_to) || state.ended;
         let state = wait_until(&self.shared.changed, state, deadline, done);
         state.queue.is_settled(up_to)
     }
@@ -155,12 +155,9 @@ impl Pace for Shared {
     }
 
     fn pause(&self, wait: Duration, why: &str) -> bool {
-        let mut state = self.lock();
-        state.queue.counts.last_failure = Some(why.to_owned());
-        let mut state = pause(&self.changed, state, wait, |state| state.phase);
-        let goes_on = !state.phase.is_over();
-        state.queue.counts.retried += u64::from(goes_on);
-        goes_on
+        pause(&self.changed, self.lock(), wait, why, |state| {
+            (state.phase, &mut state.queue.counts)
+        })
     }
 }
 

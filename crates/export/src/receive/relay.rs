@@ -222,11 +222,8 @@ impl Pace for Shared {
     }
 
     fn pause(&self, wait: Duration, why: &str) -> bool {
-        let mut state = self.lock();
-        state.counts.last_failure = Some(why.to_owned());
-        let mut state = pause(&self.changed, state, wait, |state| state.phase);
-        let goes_on = !state.phase.is_over();
-        state.counts.retried += u64::from(goes_on);
-        goes_on
+        pause(&self.changed, self.lock(), wait, why, |state| {
+            (state.phase, &mut state.counts)
+        })
     }
 }
